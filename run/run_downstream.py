@@ -1,0 +1,13 @@
+"""Train, evaluate or run a SUPERB downstream: `python run_downstream.py -u wavlm -d emotion -f varan`. See --help."""
+
+import sys
+from pathlib import Path
+
+try:
+    from s3prl_varan.cli import main
+except ModuleNotFoundError:  # a clone that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from s3prl_varan.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

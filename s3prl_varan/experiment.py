@@ -1,0 +1,266 @@
+"""From parsed flags to a running experiment: settle flags and config, check everything, build the model, run.
+
+The order is deliberate: whatever can be wrong is checked before the upstream is loaded or a corpus decoded.
+"""
+
+import logging
+import random
+import sys
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from s3prl_varan import config as configs
+from s3prl_varan.checkpoint import find_checkpoint, load_checkpoint, load_model_state
+from s3prl_varan.compat import patch_torchaudio
+from s3prl_varan.config import Config
+from s3prl_varan.downstream import adapt_expert
+from s3prl_varan.errors import UserError, did_you_mean
+from s3prl_varan.featurizers import build_featurizer, featurizer_class
+from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks import Task, find_task
+from s3prl_varan.upstream import Upstream, build_upstream
+
+logger = logging.getLogger(__name__)
+
+# Flags that belong to this call, not to the experiment that -e names.
+CALL_FLAGS = ("mode", "evaluate_split", "override", "past_exp", "auto_resume", "device", "verbose", "given", "overwrite", "cache")
+
+
+def run(args: Namespace) -> None:
+    """Carry out a parsed command line."""
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    patch_torchaudio()
+    if args.cache_dir:
+        torch.hub.set_dir(args.cache_dir)
+    args, config, payload, source = settle(args)
+    task = find_task(args.downstream)
+    if args.mode != "inference":
+        task.check_data(config.raw["downstream_expert"], args.downstream_variant)
+    seed_everything(args.seed)
+    model = build_model(args, config, task)
+    if payload is not None:
+        load_model_state(model, payload, source)
+    from s3prl_varan.runner import Runner
+
+    runner = Runner(args, config, task, model)
+    if args.mode == "train":
+        runner.train(payload if args.past_exp else None)
+    elif args.mode == "evaluate":
+        runner.evaluate_splits(payload.get("Step", 0))
+    else:
+        from s3prl_varan.inference import infer
+
+        infer(args, task, model, runner.device)
+
+
+def settle(args: Namespace) -> tuple[Namespace, Config, dict[str, Any] | None, Path | None]:
+    """Flags and config as they will be used, and the checkpoint to start from with its path (or None, None)."""
+    if args.auto_resume and args.past_exp is None:
+        folder = experiment_folder(args)
+        args.past_exp = str(folder) if list(folder.glob("states-*.ckpt")) else None
+    payload = source = None
+    if args.past_exp:
+        source = find_checkpoint(args.past_exp, resume=args.mode == "train")
+        payload = load_checkpoint(source)
+        args = restored_args(args, payload, source)
+        raw, origin = payload["Config"], str(source)
+    elif args.mode != "train":
+        raise UserError(f"-m {args.mode} needs -e, the experiment folder or checkpoint to use.")
+    else:
+        raw, origin = fresh_config(args)
+    apply_overrides(args, raw)
+    check_flags(args)
+    config = configs.check_config(raw, args.featurizer, shipped_reference(args.downstream), origin)
+    if payload is None and args.init_ckpt:
+        source = find_checkpoint(args.init_ckpt, resume=False)
+        payload = load_checkpoint(source)
+    check_splits(args, config)
+    claim_folder(args)
+    return args, config, payload, source
+
+
+def fresh_config(args: Namespace) -> tuple[dict[str, Any], str]:
+    """A new experiment's config as plain values, and where it was read. Checks the names it depends on."""
+    missing = [flag for flag, name in (("-u", "upstream"), ("-d", "downstream")) if getattr(args, name) is None]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} needed, e.g. `-u wavlm -d emotion -f varan`.")
+    find_task(args.downstream)
+    args.featurizer = args.featurizer or "varan"
+    featurizer_class(args.featurizer)
+    path = configs.config_path(args.downstream, args.featurizer, args.config)
+    args.config = str(path)
+    return configs.read_config(path), str(path)
+
+
+def shipped_reference(downstream: str) -> dict[str, Any]:
+    """The union of the shipped configs of a downstream: every key there is known."""
+    merged: dict[str, Any] = {}
+    for path in sorted((configs.config_root() / downstream).glob("*.yaml")):
+        _merge(merged, configs.read_config(path))
+    return merged
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into.setdefault(key, value)
+
+
+def restored_args(args: Namespace, payload: dict[str, Any], source: Path) -> Namespace:
+    """The experiment's own flags, but for those that belong to this call; a given flag that contradicts them is refused."""
+    stored = payload["Args"]
+    clash = [
+        name for name in args.given if name in stored and name not in (*CALL_FLAGS, "expdir", "cache_gb") and stored[name] != getattr(args, name)
+    ]
+    if clash:
+        listed = ", ".join(f"--{name} (there {stored[name]!r}, here {getattr(args, name)!r})" for name in clash)
+        raise UserError(f"{source} was made with other flags: {listed}. Leave them out, or override with -o args.NAME=VALUE.")
+    expdir = args.expdir or str(source.parent)
+    restored = Namespace(**{**vars(args), **{name: value for name, value in stored.items() if name not in CALL_FLAGS}})
+    restored.expdir = expdir
+    return restored
+
+
+def apply_overrides(args: Namespace, raw: dict[str, Any]) -> None:
+    """-o, the highest priority: `config.*` into the config, `args.*` into the flags."""
+    if not args.override or args.override.lower() == "none":
+        return
+    known = configs.known_keys(shipped_reference(args.downstream))
+    for path, value in configs.split_override(args.override):
+        if path[0] == "config":
+            configs.override_config(raw, path[1:], value, known)
+        elif len(path) != 2 or path[1] not in vars(args) or path[1] == "given":
+            flags = [name for name in vars(args) if name != "given"]
+            raise UserError(f"-o: unknown flag {'.'.join(path)}.{did_you_mean(path[-1], flags)}")
+        else:
+            setattr(args, path[1], value)
+
+
+def check_flags(args: Namespace) -> None:
+    """Flags that make no sense together."""
+    if args.lora and args.upstream_trainable:
+        raise UserError("--lora freezes the upstream's own weights, --upstream_trainable trains them: choose one.")
+    if args.cache and (args.lora or args.upstream_trainable):
+        raise UserError("--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they change every step.")
+
+
+def check_splits(args: Namespace, config: Config) -> None:
+    """Every split that will be asked for exists. (s3prl's experts would turn its name into code.)"""
+    task = find_task(args.downstream)
+    known = task.splits(config.raw["downstream_expert"])
+    asked = {"runner.eval_dataloaders": config.runner.eval_dataloaders, "runner.train_dataloader": [config.runner.train_dataloader]}
+    if args.mode != "inference":
+        asked["-t"] = split_names(args, task)
+    for source, names in asked.items():
+        for name in names:
+            if name not in known:
+                raise UserError(f"{source}: unknown split '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}")
+    if not any(name.startswith("dev") for name in config.runner.eval_dataloaders):
+        raise UserError("runner.eval_dataloaders: needs a dev split, it chooses the best checkpoint.")
+
+
+def split_names(args: Namespace, task: Task) -> list[str]:
+    """The splits of -t (several joined by commas), or the task's test splits."""
+    return args.evaluate_split.split(",") if args.evaluate_split else list(task.test_splits)
+
+
+def experiment_folder(args: Namespace) -> Path:
+    """-p, or result/downstream/ with -n or a name made of what distinguishes the run."""
+    if args.expdir:
+        return Path(args.expdir)
+    if args.expname:
+        return Path("result/downstream") / args.expname
+    if not args.upstream or not args.downstream:
+        raise UserError("-u and -d (or -n, -p) are needed to name the experiment folder.")
+    task = find_task(args.downstream)
+    upstream = "".join(char if char.isalnum() or char in "-_." else "_" for char in args.upstream)
+    featurizer = args.featurizer or "varan"
+    if featurizer == "layer":
+        featurizer += str(args.upstream_layer_selection)
+    tuning = "lora" if args.lora else "finetune" if args.upstream_trainable else None
+    parts = [upstream, args.downstream, featurizer, tuning, args.downstream_variant or task.default_fold, f"seed{args.seed}"]
+    return Path("result/downstream") / "_".join(filter(None, parts))
+
+
+def claim_folder(args: Namespace) -> None:
+    """Settle on the experiment folder; never start a new run on top of another by accident."""
+    folder = experiment_folder(args)
+    args.expdir = str(folder)
+    used = [*folder.glob("states-*.ckpt"), *folder.glob("result.json")]
+    if args.mode == "train" and not args.past_exp and used:
+        if not args.overwrite:
+            raise UserError(f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite.")
+        for path in [*used, *folder.glob("dev-best.ckpt"), *folder.glob("metrics.jsonl"), *folder.glob("events.out.*")]:
+            path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def build_model(args: Namespace, config: Config, task: Task) -> SpeechModel:
+    """Upstream, featurizer and adapted downstream as one module, drawn from the experiment's seed."""
+    fixed_layer = args.upstream_layer_selection if args.featurizer == "layer" else None
+    upstream = build_upstream(
+        args.upstream,
+        args.upstream_ckpt,
+        args.upstream_model_config,
+        args.upstream_feature_selection,
+        args.upstream_refresh,
+    )
+    upstream.fingerprint()  # of the weights as they came, before anything trains them
+    tune_upstream(upstream, args, config)
+    seed_everything(args.seed)
+    featurizer = build_featurizer(args.featurizer, upstream.num_hidden, upstream.dim, config.featurizer, fixed_layer)
+    expert = build_expert(args, config, task, upstream)
+    seed_everything(args.seed)  # s3prl's emotion expert seeds the generator with a constant
+    downstream = adapt_expert(task.name, expert, upstream.dim, featurizer.num_outputs, config.featurizer)
+    return SpeechModel(
+        upstream,
+        featurizer,
+        downstream,
+        trains_upstream=args.lora or args.upstream_trainable,
+        normalize=args.upstream_feature_normalize,
+    )
+
+
+def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:
+    """Make trainable what is to be trained of the upstream: LoRA adapters, all of it, or nothing."""
+
+
+def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream) -> torch.nn.Module:
+    """s3prl's own expert of the task, as s3prl builds it, then adjusted where the task says so."""
+    import importlib
+
+    module = importlib.import_module(f"s3prl.downstream.{task.name}.expert")
+    section = config.raw["downstream_expert"]
+    flags = {name: value for name, value in vars(args).items() if name not in config.raw}
+    with torch.random.fork_rng():
+        expert = module.DownstreamExpert(
+            upstream_dim=upstream.dim,
+            upstream_rate=upstream.downsample_rate,
+            **{**flags, **config.raw},
+        )
+    task.adjust(expert, section, args.downstream_variant)
+    return expert
+
+
+def plain_args(args: Namespace) -> dict[str, Any]:
+    """The flags a checkpoint stores."""
+    return {name: value for name, value in vars(args).items() if name not in CALL_FLAGS}
+
+
+def plain_lora(args: Namespace, config: Config) -> dict[str, Any] | None:
+    """The LoRA options a checkpoint stores, or None."""
+    return asdict(config.lora) if args.lora else None

@@ -1,0 +1,40 @@
+"""-m inference: the prediction, the class probabilities and the layer posterior of files."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from s3prl_varan.data.audio import read_audio
+from s3prl_varan.downstream import class_names, softmax_probs
+from s3prl_varan.errors import UserError
+from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks import Task
+
+
+def infer(args: Namespace, task: Task, model: SpeechModel, device: torch.device) -> None:
+    """Predict the file(s) of -t (joined by commas), print them, and append them to EXPDIR/inference.jsonl."""
+    if not args.evaluate_split:
+        raise UserError("-m inference needs -t, the audio file to predict.")
+    paths = [Path(name) for name in args.evaluate_split.split(",")]
+    wavs = [read_audio(path) for path in paths]  # all readable before anything is predicted
+    model.eval()
+    names = class_names(model.downstream.expert)
+    with open(Path(args.expdir) / "inference.jsonl", "a", encoding="utf-8") as log:
+        for path, wav in zip(paths, wavs, strict=True):
+            prediction, features = model.predict([wav.to(device)])
+            probs = softmax_probs(prediction)[0].tolist()
+            weights = features.layer_weights[0].tolist()
+            labels = names or [str(index) for index in range(len(probs))]
+            best = labels[max(range(len(probs)), key=probs.__getitem__)]
+            row = {
+                "file": str(path),
+                "prediction": best,
+                "probabilities": dict(zip(labels, probs, strict=True)),
+                "layer_weights": dict(zip(map(str, model.featurizer.layers), weights, strict=True)),
+            }
+            log.write(json.dumps(row) + "\n")
+            print(f"{path}: {best}")
+            print("  probabilities:", "  ".join(f"{label} {prob:.3f}" for label, prob in row["probabilities"].items()))
+            print("  layers:       ", "  ".join(f"{layer}:{weight:.3f}" for layer, weight in row["layer_weights"].items()))

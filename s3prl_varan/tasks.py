@@ -1,0 +1,137 @@
+"""What is to be known of each downstream: its metric, its splits, what its data must look like. One registry, `-d NAME`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3prl_varan import metrics
+from s3prl_varan.errors import UserError, did_you_mean, problems_error
+
+Records = dict[str, list]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream of s3prl that can be adapted."""
+
+    name: str
+    metric: str  # the figure that chooses the best checkpoint
+    higher_is_better: bool
+    measure: Callable[[Records], dict[str, float]]  # records of a whole split -> figures in percent
+    check_data: Callable[[dict[str, Any], str | None], None] = lambda section, variant: None
+    adjust: Callable[[Any, dict[str, Any], str | None], None] = lambda expert, section, variant: None
+    truth: str = "truth"  # records' key of the labels
+    predict: str = "predict"
+    filename: str = "filename"
+    default_fold: str | None = None
+    test_splits: tuple[str, ...] = ("test",)
+    splits: Callable[[dict[str, Any]], list[str]] = lambda section: ["train", "dev", "test"]
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Is `value` of the metric better than the best so far?"""
+        if than is None:
+            return True
+        return value > than if self.higher_is_better else value < than
+
+
+def _emotion_folder(section: dict[str, Any], variant: str | None) -> Path:
+    """Where s3prl's emotion expert looks for a fold's metadata."""
+    fold = section["datarc"].get("test_fold") or variant or "fold1"
+    return Path(section["datarc"]["meta_data"]) / fold.replace("fold", "Session")
+
+
+def _check_emotion(section: dict[str, Any], variant: str | None) -> None:
+    """The corpus and the fold's metadata are there, and every clip it names can be read."""
+    from s3prl_varan.data.metadata import check_emotion_metadata
+
+    datarc = section["datarc"]
+    root, folder = Path(datarc["root"]), _emotion_folder(section, variant)
+    remedy = (
+        "Prepare the corpus with `python run/prepare_data.py iemocap|ravdess ROOT`, then point to it with "
+        '-o "config.downstream_expert.datarc.root=ROOT,,config.downstream_expert.datarc.meta_data=ROOT/meta_data".'
+    )
+    problems = []
+    if not root.is_dir():
+        problems.append(f"config.downstream_expert.datarc.root: no folder {root}")
+    missing = [name for name in ("train_meta_data.json", "test_meta_data.json") if not (folder / name).is_file()]
+    if missing:
+        there = sorted(path.name.replace("Session", "fold") for path in folder.parent.glob("*") if path.is_dir())
+        folds = f" (-v can be: {', '.join(there)})" if there else ""
+        problems.append(f"no {' and no '.join(missing)} in {folder}{folds}")
+    if not problems:
+        problems = check_emotion_metadata(root, folder)
+        remedy = "Run `python run/prepare_data.py` on the corpus again: it reports and handles such files."
+    if problems:
+        raise problems_error("The emotion corpus cannot be used:", problems, remedy)
+
+
+def _speaker_independent_dev(expert: Any, section: dict[str, Any], variant: str | None) -> None:
+    """Where the fold has a dev_meta_data.json, dev is that and train is all of train (s3prl draws dev at random)."""
+    from s3prl.downstream.emotion.dataset import IEMOCAPDataset
+
+    path = _emotion_folder(section, variant) / "dev_meta_data.json"
+    if path.is_file():
+        expert.train_dataset = expert.train_dataset.dataset
+        expert.dev_dataset = IEMOCAPDataset(section["datarc"]["root"], str(path), section["datarc"]["pre_load"])
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register_task(task: Task) -> Task:
+    """Make a downstream known to -d."""
+    TASKS[task.name] = task
+    return task
+
+
+register_task(
+    Task(
+        "emotion",
+        metric="acc",
+        higher_is_better=True,
+        measure=metrics.classification,
+        check_data=_check_emotion,
+        adjust=_speaker_independent_dev,
+        default_fold="fold1",
+    )
+)
+register_task(Task("speech_commands", metric="acc", higher_is_better=True, measure=metrics.classification))
+register_task(Task("fluent_commands", metric="acc", higher_is_better=True, measure=metrics.accuracy))
+register_task(
+    Task(
+        "voxceleb1",
+        metric="acc",
+        higher_is_better=True,
+        measure=metrics.accuracy,
+        truth="truth_speaker",
+        predict="predict_speaker",
+    )
+)
+
+_WHY_NOT = {
+    "sv_voxceleb1": "speaker verification learns an embedding with its own pooling and a margin loss",
+    "diarization": "its loss is permutation-invariant over speakers and frames, not a likelihood of one label",
+    "separation_stft": "it regresses spectral masks",
+    "separation_stft2": "it regresses spectral masks",
+    "enhancement_stft": "it regresses spectral masks",
+    "enhancement_stft2": "it regresses spectral masks",
+    "speech_translation": "it trains a fairseq sequence-to-sequence model inside the expert",
+    "a2o-vc-vcc2020": "it regresses spectrograms",
+    "mos_prediction": "it regresses scores from segments",
+    "quesst14_dtw": "nothing is trained in it",
+    "quesst14_embedding": "it learns an embedding, not a label's likelihood",
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of -d, or a UserError with the reason and the way out."""
+    if name in TASKS:
+        return TASKS[name]
+    known = ", ".join(sorted(TASKS))
+    if name in _WHY_NOT:
+        raise UserError(
+            f"Downstream '{name}' cannot be adapted to layer-wise heads: {_WHY_NOT[name]}. "
+            f"Use s3prl's own run_downstream.py for it (weighted sum only), or one of: {known}."
+        )
+    raise UserError(f"Unknown downstream '{name}': expected one of {known}.{did_you_mean(name, TASKS)}")

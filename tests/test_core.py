@@ -1,0 +1,121 @@
+"""Properties of the numeric core: priors, posterior, objective, aggregation, heads."""
+
+import pytest
+import torch
+
+from s3prl_varan import LayerPosterior, UserError, aggregate_log_probs, elbo, layer_prior, masked_mean
+from s3prl_varan.heads import ExpertHeads, LinearHeads
+from s3prl_varan.options import PRIORS
+from s3prl_varan.posterior import num_attention_heads
+
+
+@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("num_layers", [1, 2, 12, 24])
+def test_priors_are_distributions(name, num_layers):
+    prior = layer_prior(name, num_layers)
+    assert prior.dtype == torch.float32 and prior.shape == (num_layers,)
+    assert (prior >= 0).all() and abs(prior.sum().item() - 1) < 1e-5
+
+
+def test_prior_refuses_what_it_does_not_know():
+    with pytest.raises(UserError, match="Did you mean 'chi2_reversed'"):
+        layer_prior("chi2_reverse", 4)
+    with pytest.raises(UserError, match="geometric_p must lie between"):
+        layer_prior("geometric", 4, geometric_p=1.5)
+    with pytest.raises(UserError, match="chi2_df must be > 0"):
+        layer_prior("chi2", 4, chi2_df=0)
+
+
+def test_masked_mean_ignores_padding_whatever_it_holds():
+    hidden = torch.randn(3, 2, 7, 5)
+    lengths = torch.tensor([7, 3, 1])
+    expected = torch.stack([hidden[i, :, :n].mean(1) for i, n in enumerate(lengths)])
+    for i, n in enumerate(lengths):
+        hidden[i, :, n:] = float("nan")
+    torch.testing.assert_close(masked_mean(hidden, lengths), expected)
+
+
+def test_posterior_heads_fall_to_a_divisor(caplog):
+    assert [num_attention_heads(dim, 16) for dim in (768, 384, 100, 7, 6)] == [16, 16, 10, 7, 6]
+    LayerPosterior(100)
+    assert "using 10" in caplog.text
+    q = LayerPosterior(32)(torch.randn(4, 6, 32)).softmax(-1)
+    torch.testing.assert_close(q.sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("kl", ["posterior_prior", "prior_posterior"])
+def test_kl_is_zero_at_the_prior_and_positive_elsewhere(kl):
+    prior = layer_prior("chi2_reversed", 6)
+    nll = torch.zeros(3, 6)
+    assert abs(elbo(nll, prior.log().expand(3, 6), prior, 1.0, kl=kl).kl.item()) < 1e-6
+    assert elbo(nll, torch.randn(3, 6), prior, 1.0, kl=kl).kl.item() > 0
+
+
+def test_elbo_with_one_layer_is_the_mean_loss():
+    nll = torch.rand(5, 1)
+    result = elbo(nll, torch.zeros(5, 1), torch.ones(1), 0.05)
+    torch.testing.assert_close(result.loss, nll.mean())
+    assert result.kl.item() == 0
+
+
+def test_recipes_differ_only_where_examples_differ():
+    logits, prior = torch.randn(4, 3), layer_prior("uniform", 3)
+    same = torch.rand(1, 3).expand(4, 3)
+    torch.testing.assert_close(elbo(same, logits, prior, 0).nll, elbo(same, logits, prior, 0, nll="batch_mean").nll)
+    nll = torch.rand(4, 3)
+    assert not torch.isclose(elbo(nll, logits, prior, 0).nll, elbo(nll, logits, prior, 0, nll="batch_mean").nll)
+
+
+def test_objective_stays_in_float32_and_finite_for_extreme_halves():
+    logits = torch.tensor([[60000.0, -60000.0, 0.0]], dtype=torch.float16)
+    result = elbo(torch.full((1, 3), 1000.0, dtype=torch.float16), logits, layer_prior("uniform", 3), 0.05)
+    assert result.loss.dtype == torch.float32 and torch.isfinite(result.loss)
+
+
+@pytest.mark.parametrize("how", ["geometric", "mixture"])
+def test_aggregation_of_a_certain_posterior_is_that_layer(how):
+    log_probs = torch.randn(2, 3, 5).log_softmax(-1)
+    logits = torch.tensor([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0]])
+    expected = torch.stack([log_probs[0, 1], log_probs[1, 0]])
+    torch.testing.assert_close(aggregate_log_probs(log_probs, logits, how), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_mixture_is_a_distribution_over_frames_too():
+    log_probs = torch.randn(2, 3, 4, 5).log_softmax(-1)
+    out = aggregate_log_probs(log_probs, torch.randn(2, 3), "mixture")
+    assert out.shape == (2, 4, 5)
+    torch.testing.assert_close(out.exp().sum(-1), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_batched_heads_equal_a_loop_over_layers(shared, per_frame):
+    heads = LinearHeads(3, 8, 6, 4, per_frame=per_frame, shared=shared)
+    hidden, lengths = torch.randn(2, 3, 5, 8), torch.tensor([5, 2])
+    logits, _ = heads(hidden, lengths)
+    for layer in range(3):
+        at = 0 if shared else layer
+        weights = [heads.projector.weight[at], heads.projector.bias[at], heads.classifier.weight[at], heads.classifier.bias[at]]
+        inputs = hidden[:, layer] if per_frame else masked_mean(hidden, lengths)[:, layer]
+        plain = torch.nn.functional.linear(torch.nn.functional.linear(inputs, *weights[:2]), *weights[2:])
+        torch.testing.assert_close(logits[:, layer], plain, atol=1e-6, rtol=1e-5)
+
+
+def test_expert_heads_are_drawn_anew_for_every_layer():
+    from s3prl.downstream.model import UtteranceLevel
+
+    heads = ExpertHeads(torch.nn.Linear(8, 6), UtteranceLevel(6, 4), 2)
+    assert not torch.equal(heads.projectors[0].weight, heads.projectors[1].weight)
+    logits, _ = heads(torch.randn(3, 2, 5, 8), torch.tensor([5, 4, 1]))
+    assert logits.shape == (3, 2, 4)
+
+
+def test_shared_expert_heads_fold_layers_into_the_batch():
+    from s3prl.downstream.model import UtteranceLevel
+
+    heads = ExpertHeads(torch.nn.Linear(8, 6), UtteranceLevel(6, 4), 2, shared=True).eval()
+    hidden, lengths = torch.randn(3, 2, 5, 8), torch.tensor([5, 4, 1])
+    logits, _ = heads(hidden, lengths)
+    for layer in range(2):
+        plain, _ = heads.models[0](heads.projectors[0](hidden[:, layer]), lengths)
+        torch.testing.assert_close(logits[:, layer], plain, atol=1e-6, rtol=1e-5)
