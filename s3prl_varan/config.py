@@ -268,7 +268,9 @@ def scheduler_functions() -> dict[str, Any]:
     """s3prl's learning-rate schedules by the name a config gives them."""
     from s3prl import schedulers
 
-    return {name[len("get_") :]: fn for name, fn in vars(schedulers).items() if name.startswith("get_") and name != "get_scheduler"}
+    return {
+        name[len("get_") :]: fn for name, fn in vars(schedulers).items() if name.startswith("get_") and name != "get_scheduler"
+    }
 
 
 def _scheduler_problems(section: Any) -> list[str]:

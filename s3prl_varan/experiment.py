@@ -16,24 +16,24 @@ import torch
 
 from s3prl_varan import config as configs
 from s3prl_varan.checkpoint import find_checkpoint, load_checkpoint, load_model_state
-from s3prl_varan.compat import patch_torchaudio
+from s3prl_varan.compat import import_downstream, patch_torchaudio
 from s3prl_varan.config import Config
 from s3prl_varan.downstream import adapt_expert
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.featurizers import build_featurizer, featurizer_class
 from s3prl_varan.model import SpeechModel
+from s3prl_varan.options import CALL_FLAGS
 from s3prl_varan.tasks import Task, find_task
 from s3prl_varan.upstream import Upstream, build_upstream
 
 logger = logging.getLogger(__name__)
 
-# Flags that belong to this call, not to the experiment that -e names.
-CALL_FLAGS = ("mode", "evaluate_split", "override", "past_exp", "auto_resume", "device", "verbose", "given", "overwrite", "cache")
-
 
 def run(args: Namespace) -> None:
     """Carry out a parsed command line."""
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
+    )
     patch_torchaudio()
     if args.cache_dir:
         torch.hub.set_dir(args.cache_dir)
@@ -117,7 +117,9 @@ def restored_args(args: Namespace, payload: dict[str, Any], source: Path) -> Nam
     """The experiment's own flags, but for those that belong to this call; a given flag that contradicts them is refused."""
     stored = payload["Args"]
     clash = [
-        name for name in args.given if name in stored and name not in (*CALL_FLAGS, "expdir", "cache_gb") and stored[name] != getattr(args, name)
+        name
+        for name in args.given
+        if name in stored and name not in (*CALL_FLAGS, "expdir", "cache_gb") and stored[name] != getattr(args, name)
     ]
     if clash:
         listed = ", ".join(f"--{name} (there {stored[name]!r}, here {getattr(args, name)!r})" for name in clash)
@@ -155,13 +157,18 @@ def check_splits(args: Namespace, config: Config) -> None:
     """Every split that will be asked for exists. (s3prl's experts would turn its name into code.)"""
     task = find_task(args.downstream)
     known = task.splits(config.raw["downstream_expert"])
-    asked = {"runner.eval_dataloaders": config.runner.eval_dataloaders, "runner.train_dataloader": [config.runner.train_dataloader]}
+    asked = {
+        "runner.eval_dataloaders": config.runner.eval_dataloaders,
+        "runner.train_dataloader": [config.runner.train_dataloader],
+    }
     if args.mode != "inference":
         asked["-t"] = split_names(args, task)
     for source, names in asked.items():
         for name in names:
             if name not in known:
-                raise UserError(f"{source}: unknown split '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}")
+                raise UserError(
+                    f"{source}: unknown split '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}"
+                )
     if not any(name.startswith("dev") for name in config.runner.eval_dataloaders):
         raise UserError("runner.eval_dataloaders: needs a dev split, it chooses the best checkpoint.")
 
@@ -241,9 +248,9 @@ def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:
 
 def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream) -> torch.nn.Module:
     """s3prl's own expert of the task, as s3prl builds it, then adjusted where the task says so."""
-    import importlib
 
-    module = importlib.import_module(f"s3prl.downstream.{task.name}.expert")
+
+    module = import_downstream(task.name)
     section = config.raw["downstream_expert"]
     flags = {name: value for name, value in vars(args).items() if name not in config.raw}
     with torch.random.fork_rng():
@@ -254,11 +261,6 @@ def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream
         )
     task.adjust(expert, section, args.downstream_variant)
     return expert
-
-
-def plain_args(args: Namespace) -> dict[str, Any]:
-    """The flags a checkpoint stores."""
-    return {name: value for name, value in vars(args).items() if name not in CALL_FLAGS}
 
 
 def plain_lora(args: Namespace, config: Config) -> dict[str, Any] | None:

@@ -36,9 +36,7 @@ def _chi2(num_layers: int, *, chi2_df: float, chi2_nc: float, **_: float) -> np.
 _FAMILIES = {"uniform": _uniform, "geometric": _geometric, "chi2": _chi2}
 
 
-def layer_prior(
-    name: str, num_layers: int, *, chi2_df: float = 6, chi2_nc: float = 10, geometric_p: float = 0.45
-) -> Tensor:
+def layer_prior(name: str, num_layers: int, *, chi2_df: float = 6, chi2_nc: float = 10, geometric_p: float = 0.45) -> Tensor:
     """Prior over `num_layers` layers as probabilities, float32 [L], summing to 1.
 
     `name` is one of PRIORS. `chi2` puts its mass on lower and middle layers, `chi2_reversed` on upper ones;

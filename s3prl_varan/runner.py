@@ -8,7 +8,6 @@ import math
 import time
 from argparse import Namespace
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,12 @@ from s3prl_varan.config import Config
 from s3prl_varan.errors import UserError
 from s3prl_varan.layer_report import write_layer_weights
 from s3prl_varan.loaders import EpochBatches, eval_loader, train_loader
-from s3prl_varan.metrics import confusion
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.optim import build_optimizer, build_scheduler
+from s3prl_varan.results import Best, Evaluation, experiment_result, figures_table, plain_args
 from s3prl_varan.tasks import Task
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Evaluation:
-    """A whole split, evaluated."""
-
-    split: str
-    figures: dict[str, float]  # metrics in percent, loss, nll and kl in nats
-    records: dict[str, list]
-
-
-@dataclass
-class Best:
-    """The best evaluation on dev so far."""
-
-    step: int = 0
-    value: float | None = None
-    figures: dict[str, float] | None = None
-    evaluations_since: int = 0
 
 
 class Runner:
@@ -78,7 +58,7 @@ class Runner:
         """Train to total_steps (or until early_stop), then evaluate the best checkpoint on the test splits."""
         options, started = self.config.runner, time.perf_counter()
         if self.is_main:
-            write_atomic(self.expdir / "config.yaml", _to_yaml({"args": experiment.plain_args(self.args), "config": self.config.raw}))
+            write_atomic(self.expdir / "config.yaml", _to_yaml({"args": plain_args(self.args), "config": self.config.raw}))
         optimizer = build_optimizer(self.model, self.config)
         scheduler = build_scheduler(optimizer, options.total_steps, self.config.raw.get("scheduler"))
         step, best = 0, Best()
@@ -91,7 +71,9 @@ class Runner:
         wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
         batches = self._train_batches(step * options.gradient_accumulate_steps)
         stream = iter(batches)
-        bar = tqdm(total=options.total_steps, initial=step, desc="train", unit="step", disable=not self.is_main, dynamic_ncols=True)
+        bar = tqdm(
+            total=options.total_steps, initial=step, desc="train", unit="step", disable=not self.is_main, dynamic_ncols=True
+        )
         records, losses = defaultdict(list), []
         while step < options.total_steps and not self._flat(best):
             self.model.train()
@@ -262,41 +244,15 @@ class Runner:
         done = self.evaluate_splits(best.step)
         if not self.is_main:
             return
-        write_atomic(self.expdir / "result.json", json.dumps(self._result(best, step, seconds, done), indent=2) + "\n")
+        result = experiment_result(self.args, self.config, self.task, self.model, best, done)
+        result.update(steps=step, seconds=round(seconds, 2))
+        write_atomic(self.expdir / "result.json", json.dumps(result, indent=2) + "\n")
         print(f"experiment: {self.expdir}")
-
-    def _result(self, best: Best, step: int, seconds: float, done: dict[str, Evaluation]) -> dict[str, Any]:
-        args = self.args
-        result = {
-            "upstream": args.upstream,
-            "downstream": args.downstream,
-            "featurizer": args.featurizer,
-            "tuning": "lora" if args.lora else "finetune" if args.upstream_trainable else "frozen",
-            "fold": args.downstream_variant or self.task.default_fold,
-            "seed": args.seed,
-            "metric": self.task.metric,
-            "higher_is_better": self.task.higher_is_better,
-            "best_step": best.step,
-            "steps": step,
-            "seconds": round(seconds, 2),
-            "dev": best.figures,
-            "test": {split: evaluation.figures for split, evaluation in done.items()},
-            "layers": self.model.featurizer.layers,
-            "parameters": parameter_counts(self.model),
-            "args": experiment.plain_args(args),
-            "config": self.config.raw,
-        }
-        for split, evaluation in done.items():
-            records = evaluation.records
-            result.setdefault("layer_weights", {})[split] = torch.tensor(records["layer_weights"]).mean(dim=0).tolist()
-            if len(set(map(str, records[self.task.truth]))) <= 50 and self.task.predict in records:
-                result.setdefault("confusion", {})[split] = confusion(records[self.task.truth], records[self.task.predict])
-        return result
 
     def _payload(self, step: int, best: Best) -> dict[str, Any]:
         return {
             **model_state(self.model, lora=experiment.plain_lora(self.args, self.config)),
-            "Args": experiment.plain_args(self.args),
+            "Args": plain_args(self.args),
             "Config": self.config.raw,
             "Step": step,
             "Best": vars(best),
@@ -334,27 +290,6 @@ class _NoLogger:
 
     def add_scalar(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to do."""
-
-
-def parameter_counts(model: SpeechModel) -> dict[str, dict[str, int]]:
-    """{"upstream": {"trainable": n, "total": n}, ...} of the three parts."""
-    parts = {"upstream": model.upstream, "featurizer": model.featurizer, "downstream": model.downstream}
-    return {
-        name: {
-            "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
-            "total": sum(p.numel() for p in part.parameters()),
-        }
-        for name, part in parts.items()
-    }
-
-
-def figures_table(rows: dict[str, dict[str, float]]) -> str:
-    """A small text table: a row per split, a column per figure."""
-    names = list(next(iter(rows.values())))
-    width = max(len("split"), *(len(split) for split in rows))
-    lines = ["  ".join([f"{'split':<{width}}", *(f"{name:>8}" for name in names)])]
-    lines += ["  ".join([f"{split:<{width}}", *(f"{figures[name]:8.2f}" for name in names)]) for split, figures in rows.items()]
-    return "\n".join(lines)
 
 
 def _to_yaml(value: Any) -> str:

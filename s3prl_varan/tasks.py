@@ -1,5 +1,6 @@
 """What is to be known of each downstream: its metric, its splits, what its data must look like. One registry, `-d NAME`."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,6 @@ def _emotion_folder(section: dict[str, Any], variant: str | None) -> Path:
 
 def _check_emotion(section: dict[str, Any], variant: str | None) -> None:
     """The corpus and the fold's metadata are there, and every clip it names can be read."""
-    from s3prl_varan.data.metadata import check_emotion_metadata
-
     datarc = section["datarc"]
     root, folder = Path(datarc["root"]), _emotion_folder(section, variant)
     remedy = (
@@ -60,10 +59,28 @@ def _check_emotion(section: dict[str, Any], variant: str | None) -> None:
         folds = f" (-v can be: {', '.join(there)})" if there else ""
         problems.append(f"no {' and no '.join(missing)} in {folder}{folds}")
     if not problems:
-        problems = check_emotion_metadata(root, folder)
+        problems = _emotion_clip_problems(root, folder)
         remedy = "Run `python run/prepare_data.py` on the corpus again: it reports and handles such files."
     if problems:
         raise problems_error("The emotion corpus cannot be used:", problems, remedy)
+
+
+def _emotion_clip_problems(root: Path, folder: Path) -> list[str]:
+    """What is wrong with the clips of a fold: missing, unreadable, empty, or not 16 kHz mono as the expert takes them."""
+    from s3prl_varan.data.audio import examine_audio_files
+
+    problems, paths = [], set()
+    for file in sorted(folder.glob("*_meta_data.json")):
+        try:
+            paths |= {entry["path"] for entry in json.loads(file.read_text(encoding="utf-8"))["meta_data"]}
+        except (ValueError, KeyError, TypeError) as error:
+            problems.append(f"{file}: not emotion metadata ({type(error).__name__}: {error})")
+    for found in examine_audio_files((root / path for path in sorted(paths)), decode=False):
+        if found.problem:
+            problems.append(found.problem)
+        elif not found.info.is_16k_mono:
+            problems.append(f"{found.path}: {found.info.rate} Hz, {found.info.channels} channel(s); expected 16 kHz mono")
+    return problems
 
 
 def _speaker_independent_dev(expert: Any, section: dict[str, Any], variant: str | None) -> None:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from s3prl_varan import LayerPosterior, aggregate_log_probs, elbo, layer_prior, masked_mean
 from s3prl_varan.downstream import layerwise_ctc
-from s3prl_varan.featurizers import Varan
 from s3prl_varan.features import stack_layers
+from s3prl_varan.featurizers import Varan
 from s3prl_varan.heads import LinearHeads
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,7 +27,9 @@ def part(golden, prefix):
     return {key[len(prefix) :]: value for key, value in golden.items() if key.startswith(prefix)}
 
 
-@pytest.mark.parametrize("row", json.loads((GOLDEN / "priors.json").read_text()), ids=lambda row: f"{row['prior']}-{row['num_layers']}")
+@pytest.mark.parametrize(
+    "row", json.loads((GOLDEN / "priors.json").read_text()), ids=lambda row: f"{row['prior']}-{row['num_layers']}"
+)
 def test_priors(row):
     expected = torch.tensor(row.pop("probs"))
     prior = layer_prior(row.pop("prior"), row.pop("num_layers"), **row)
@@ -58,7 +60,9 @@ def test_classification_forward_and_gradients(golden):
     nll = -log_probs.gather(-1, data["labels"][:, None, None].expand(-1, 4, 1)).squeeze(-1)
     torch.testing.assert_close(nll, data["layer_nll"], atol=1e-5, rtol=1e-5)
     for how, name in (("geometric", "aggregated_log_probs"), ("mixture", "mixture_log_probs")):
-        torch.testing.assert_close(aggregate_log_probs(log_probs, features.posterior_logits, how), data[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            aggregate_log_probs(log_probs, features.posterior_logits, how), data[name], atol=1e-5, rtol=1e-5
+        )
 
     ours = elbo(nll, features.posterior_logits, features.prior, BETA)
     torch.testing.assert_close(ours.nll, data["nll_per_example"], atol=1e-5, rtol=1e-5)
@@ -71,7 +75,9 @@ def test_classification_forward_and_gradients(golden):
     named = {f"posterior.{name}": p for name, p in featurizer.posterior.named_parameters()} | dict(heads.named_parameters())
     assert set(named) == set(grads)
     for name, expected in grads.items():
-        torch.testing.assert_close(named[name].grad, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            named[name].grad, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_ctc(golden):

@@ -62,7 +62,7 @@ class SpeechSummary:
         if self.converted:
             lines.append(f"converted {self.converted} recordings to 16 kHz mono")
         if self.skipped:
-            lines += [f"left out for {len(self.skipped)} reasons:", *(f"  - {reason}" for reason in self.skipped)]
+            lines += [f"left out ({len(self.skipped)}):", *(f"  - {reason}" for reason in self.skipped)]
         lines += [f"note: {note}" for note in self.notes]
         keys = {"libri_root": self.root, "bucket_file": self.out, "dict_path": self.dictionary}
         shown = (f"{key}={path}" for key, path in keys.items() if path)

@@ -4,7 +4,6 @@ Texts are normalised to the dictionary's characters. What a dictionary cannot sp
 unless the user says what to do with it: a digit's sound is not in the text, and dropping it silently would teach nonsense.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean, problems_error
-from .audio import AUDIO_SUFFIXES, AudioInfo, CheckedFile, convert_to_16k_mono, examine_audio_files
+from .audio import AUDIO_SUFFIXES, AudioInfo, convert_to_16k_mono, examine_audio_files
 from .dictionary import (
     build_dictionary,
     describe_unknown,
@@ -98,7 +97,8 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
     lines: dict[str, Line] = {}
     problems = []
     for number, row in enumerate(rows, start=1):
-        shown, tab, text = (part.strip() if part != "\t" else part for part in row.partition("\t"))
+        before, tab, after = row.partition("\t")
+        shown, text = before.strip(), after.strip()
         heading = number == 1 and text.lower() in ("text", "transcript", "sentence") and not (audio_root / shown).exists()
         if not row.strip() or heading:
             continue
@@ -161,7 +161,7 @@ def _spell(lines: Sequence[Line], alphabet: set[str] | None, unknown: str) -> tu
         elif unknown == "drop_symbol" and text:
             kept.append(replace(line, text=text))
         else:
-            emptied.append(f"{line.shown}: '{line.text}' has characters outside the alphabet: {' '.join(symbols)}")
+            emptied.append(f"{line.shown}: '{line.text[:40]}' has {' '.join(symbols)}, outside the alphabet")
     return kept, describe_unknown(where), emptied
 
 
@@ -189,10 +189,11 @@ def _write(summary: SpeechSummary, parts: dict[str, list[Line]], build_dict: boo
     out = summary.out
     staging = Path(tempfile.mkdtemp(dir=out, prefix=".tmp-"))
     try:
+        corpus = Path(str(origin["manifest"])).parent.name
         names = _names([line.shown for lines in parts.values() for line in lines])
         utterances = {}
         for split, lines in parts.items():
-            rows = [_place(line, staging / split, names[line.shown], out.name, summary) for line in lines]
+            rows = [_place(line, staging / split, names[line.shown], corpus, summary) for line in lines]
             _write_transcripts(rows)
             utterances[split] = [replace(row, path=out / row.path.relative_to(staging)) for row in rows]
         write_texts({out / MARKER: json.dumps(origin, indent=1)})
@@ -210,3 +211,50 @@ def _write(summary: SpeechSummary, parts: dict[str, list[Line]], build_dict: boo
         summary.dictionary = out / "char.dict"
         write_dictionary(summary.dictionary, build_dictionary(u.text for rows in utterances.values() for u in rows))
     write_texts(texts)
+
+
+def _place(line: Line, folder: Path, name: str, corpus: str, summary: SpeechSummary) -> Utterance:
+    """Link the recording into folder/<speaker>/0/, or convert it when it is not 16 kHz mono in a format s3prl reads."""
+    assert line.info is not None, "only checked files are placed"
+    chapter = folder / _slug(Path(line.shown).parent.name or corpus) / _CHAPTER
+    chapter.mkdir(parents=True, exist_ok=True)
+    if not line.info.is_16k_mono or line.path.suffix.lower() not in AUDIO_SUFFIXES:
+        target = chapter / f"{name}.flac"
+        summary.converted += 1
+        return Utterance(name, target, line.text, convert_to_16k_mono(line.path, target))
+    target = chapter / f"{name}{line.path.suffix.lower()}"
+    try:
+        target.symlink_to(line.path)
+    except OSError:  # a file system, or a Windows account, without links
+        shutil.copyfile(line.path, target)
+    return Utterance(name, target, line.text, line.info)
+
+
+def _write_transcripts(utterances: Sequence[Utterance]) -> None:
+    by_chapter: dict[Path, list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        by_chapter[utterance.path.parent].append(utterance)
+    for chapter, rows in by_chapter.items():
+        text = "".join(f"{row.name} {row.text}\n" for row in sorted(rows, key=lambda u: u.name))
+        (chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt").write_text(text, encoding="utf-8")
+
+
+def _names(shown: Sequence[str]) -> dict[str, str]:
+    """A unique utterance name without dots or spaces for every path, close to the file's own name."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in sorted(shown):
+        name = stem = _slug(Path(path).stem)
+        if name in taken:
+            name = _slug(str(Path(path).with_suffix("")))
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w-]+", "-", text).strip("-") or "x"
