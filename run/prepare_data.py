@@ -26,7 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--out", metavar="DIR", help="where the metadata goes (default: meta_data in the corpus folder)")
-    shared.add_argument("--skip_bad", action="store_true", help="leave out what has a problem, and say so, instead of stopping")
+    shared.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out what has a problem, and say so, instead of stopping",
+    )
     speech = argparse.ArgumentParser(add_help=False)
     speech.add_argument("--build_dict", action="store_true", help="write OUT/char.dict with the corpus's own letters")
 

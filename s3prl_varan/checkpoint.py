@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from s3prl_varan.downstream import HeadsOnly
 from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.model import SpeechModel
 
@@ -87,7 +88,11 @@ def load_model_state(model: SpeechModel, payload: dict[str, Any], source: Path) 
     if payload["Upstream"] is not None:
         _load(model.upstream, payload["Upstream"], "upstream", source)
     _load(model.featurizer, payload["Featurizer"], "featurizer", source)
-    _load(model.downstream, payload["Downstream"], "downstream", source)
+    heads_alone = isinstance(model.downstream.expert, HeadsOnly)
+    state = payload["Downstream"]
+    if heads_alone:  # the expert's own buffers (such as its best score) have no place there
+        state = {name: tensor for name, tensor in state.items() if name in model.downstream.state_dict()}
+    _load(model.downstream, state, "downstream", source)
 
 
 def _load(module: torch.nn.Module, state: dict[str, Any], part: str, source: Path) -> None:

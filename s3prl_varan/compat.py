@@ -110,7 +110,11 @@ def apply_effects_tensor(
 
 
 def apply_effects_file(
-    path: Source, effects: Sequence[Sequence[str]], normalize: bool = True, channels_first: bool = True, **_: Any
+    path: Source,
+    effects: Sequence[Sequence[str]],
+    normalize: bool = True,
+    channels_first: bool = True,
+    **_: Any,
 ) -> tuple["torch.Tensor", int]:
     """Read a file and apply `effects`; see `apply_effects_tensor`."""
     wave, rate = load_audio(path)
@@ -200,6 +204,9 @@ def _sampler_wrapper() -> type:
         def __init__(self, sampler: Sampler) -> None:
             self.sampler, self.indices = sampler, list(sampler)
 
+        def draw_again(self) -> None:
+            self.indices = list(self.sampler)
+
         def __len__(self) -> int:
             return len(self.indices)
 
@@ -210,10 +217,11 @@ def _sampler_wrapper() -> type:
         """Deals out the indices that `sampler` draws, a share to each process. Every process must draw the same ones."""
 
         def __init__(self, sampler: Sampler, **kwargs: Any) -> None:
-            super().__init__(_Drawn(sampler), **kwargs)
+            self.drawn = _Drawn(sampler)
+            super().__init__(self.drawn, **kwargs)
 
         def __iter__(self) -> Iterator[int]:
-            self.dataset.indices = list(self.dataset.sampler)
-            return iter([self.dataset.indices[i] for i in super().__iter__()])
+            self.drawn.draw_again()
+            return iter([self.drawn[i] for i in super().__iter__()])
 
     return DistributedSamplerWrapper

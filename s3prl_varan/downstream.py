@@ -5,6 +5,10 @@ lengths instead (so nothing is copied), and replace the three by modules that re
 `BatchState` they share. Data, labels, records and files stay the expert's own.
 """
 
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +20,8 @@ from s3prl_varan.features import LayerFeatures
 from s3prl_varan.heads import ExpertHeads, LinearHeads
 from s3prl_varan.objective import Elbo, aggregate_log_probs, elbo
 from s3prl_varan.options import HeadOptions, ObjectiveSettings, VaranOptions, objective_settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -217,8 +223,32 @@ def _num_classes(model: nn.Module) -> int:
     return last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
+class HeadsOnly(nn.Module):
+    """Stands in for an expert where only predictions are wanted: a checkpoint's heads need no corpus to be built."""
+
+    def __init__(self, class_names: list[str] | None):
+        super().__init__()
+        self.projector, self.model, self.objective = nn.Identity(), nn.Identity(), nn.CrossEntropyLoss()
+        self.class_names = class_names
+
+
+def heads_spec(downstream: LayerwiseDownstream) -> dict | None:
+    """What a checkpoint needs to know to build utterance heads without their expert; None where it takes the expert."""
+    if not downstream.pooled:
+        return None
+    return {"linear": downstream.expert.model.heads.spec, "class_names": class_names(downstream.expert)}
+
+
+def heads_only(spec: dict, options: HeadOptions) -> LayerwiseDownstream:
+    """The heads of `heads_spec` around a HeadsOnly expert, for prediction."""
+    heads = LinearHeads(**spec["linear"])
+    return LayerwiseDownstream(HeadsOnly(spec["class_names"]), heads, objective_settings(options, ctc=False))
+
+
 def class_names(expert: nn.Module) -> list[str] | None:
     """Class names in the order of their ids, where the expert knows them."""
+    if isinstance(expert, HeadsOnly):
+        return expert.class_names
     names = getattr(getattr(expert, "test_dataset", None), "idx2emotion", None)
     return None if names is None else [names[index] for index in sorted(names)]
 
@@ -226,3 +256,13 @@ def class_names(expert: nn.Module) -> list[str] | None:
 def softmax_probs(prediction: Prediction) -> Tensor:
     """Class probabilities [B, C] (or symbol probabilities [B, T, V]) of a prediction."""
     return torch.softmax(prediction.log_probs.float(), dim=-1)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Sends what s3prl's experts print to the log: standard output is for results."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        yield
+    for line in filter(None, said.getvalue().splitlines()):
+        logger.info(line)

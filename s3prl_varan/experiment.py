@@ -18,7 +18,7 @@ from s3prl_varan import config as configs
 from s3prl_varan.checkpoint import find_checkpoint, load_checkpoint, load_model_state
 from s3prl_varan.compat import import_downstream, patch_torchaudio
 from s3prl_varan.config import Config
-from s3prl_varan.downstream import adapt_expert
+from s3prl_varan.downstream import adapt_expert, heads_only, quiet
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.featurizers import build_featurizer, featurizer_class
 from s3prl_varan.model import SpeechModel
@@ -42,7 +42,7 @@ def run(args: Namespace) -> None:
     if args.mode != "inference":
         task.check_data(config.raw["downstream_expert"], args.downstream_variant)
     seed_everything(args.seed)
-    model = build_model(args, config, task)
+    model = build_model(args, config, task, heads=payload.get("Heads") if args.mode == "inference" else None)
     if payload is not None:
         load_model_state(model, payload, source)
     from s3prl_varan.runner import Runner
@@ -216,8 +216,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_model(args: Namespace, config: Config, task: Task) -> SpeechModel:
-    """Upstream, featurizer and adapted downstream as one module, drawn from the experiment's seed."""
+def build_model(args: Namespace, config: Config, task: Task, heads: dict[str, Any] | None = None) -> SpeechModel:
+    """Upstream, featurizer and adapted downstream as one module, drawn from the experiment's seed.
+
+    `heads` (a checkpoint's, for inference): build these alone, without the expert and so without its corpus.
+    """
     fixed_layer = args.upstream_layer_selection if args.featurizer == "layer" else None
     upstream = build_upstream(
         args.upstream,
@@ -230,9 +233,12 @@ def build_model(args: Namespace, config: Config, task: Task) -> SpeechModel:
     tune_upstream(upstream, args, config)
     seed_everything(args.seed)
     featurizer = build_featurizer(args.featurizer, upstream.num_hidden, upstream.dim, config.featurizer, fixed_layer)
-    expert = build_expert(args, config, task, upstream)
-    seed_everything(args.seed)  # s3prl's emotion expert seeds the generator with a constant
-    downstream = adapt_expert(task.name, expert, upstream.dim, featurizer.num_outputs, config.featurizer)
+    if heads is not None:
+        downstream = heads_only(heads, config.featurizer)
+    else:
+        expert = build_expert(args, config, task, upstream)
+        seed_everything(args.seed)  # s3prl's emotion expert seeds the generator with a constant
+        downstream = adapt_expert(task.name, expert, upstream.dim, featurizer.num_outputs, config.featurizer)
     return SpeechModel(
         upstream,
         featurizer,
@@ -248,12 +254,10 @@ def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:
 
 def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream) -> torch.nn.Module:
     """s3prl's own expert of the task, as s3prl builds it, then adjusted where the task says so."""
-
-
     module = import_downstream(task.name)
     section = config.raw["downstream_expert"]
     flags = {name: value for name, value in vars(args).items() if name not in config.raw}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet():
         expert = module.DownstreamExpert(
             upstream_dim=upstream.dim,
             upstream_rate=upstream.downsample_rate,

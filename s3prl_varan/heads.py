@@ -51,6 +51,14 @@ class LinearHeads(nn.Module):
     ):
         super().__init__()
         self.per_frame = per_frame
+        self.spec = {
+            "num_layers": num_layers,
+            "dim": dim,
+            "hidden_dim": hidden_dim,
+            "num_classes": num_classes,
+            "per_frame": per_frame,
+            "shared": shared,
+        }
         self.projector = LayerwiseLinear(num_layers, dim, hidden_dim, shared)
         self.dropout = nn.Dropout(dropout)
         self.classifier = LayerwiseLinear(num_layers, hidden_dim, num_classes, shared)

@@ -1,10 +1,8 @@
 """The training and evaluation loop, one for all tasks, on `accelerate` (one process, torchrun or accelerate launch alike)."""
 
-import contextlib
-import io
 import json
-import logging
 import math
+import sys
 import time
 from argparse import Namespace
 from collections import defaultdict
@@ -13,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from s3prl_varan import experiment
 from s3prl_varan.checkpoint import BEST, load_checkpoint, load_model_state, model_state, save_checkpoint, write_atomic
 from s3prl_varan.config import Config
+from s3prl_varan.downstream import heads_spec, quiet
 from s3prl_varan.errors import UserError
 from s3prl_varan.layer_report import write_layer_weights
 from s3prl_varan.loaders import EpochBatches, eval_loader, train_loader
@@ -27,8 +27,6 @@ from s3prl_varan.model import SpeechModel
 from s3prl_varan.optim import build_optimizer, build_scheduler
 from s3prl_varan.results import Best, Evaluation, experiment_result, figures_table, plain_args
 from s3prl_varan.tasks import Task
-
-logger = logging.getLogger(__name__)
 
 
 class Runner:
@@ -39,6 +37,8 @@ class Runner:
         self.expdir = Path(args.expdir)
         options = config.runner
         precision = "fp16" if options.fp16 else options.precision
+        AcceleratorState._reset_state()  # several experiments may run in one process, one after another
+        GradientState._reset_state()
         self.accelerator = Accelerator(
             cpu=args.device == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
@@ -51,6 +51,22 @@ class Runner:
         self.eval_loaders: dict[str, Any] = {}
         if args.verbose and self.is_main:
             print(model)
+        if args.cache and args.mode != "inference":
+            self._attach_cache()
+
+    def _attach_cache(self) -> None:
+        """Take the frozen upstream's features from the cache, and say what will fit."""
+        from s3prl_varan.cache import attach_cache
+
+        options, asked = self.config.runner, experiment.split_names(self.args, self.task)
+        if self.args.mode == "train":
+            asked = [options.train_dataloader, *options.eval_dataloaders, *asked]
+        with quiet():
+            datasets = [self.model.downstream.expert.get_dataloader(split).dataset for split in dict.fromkeys(asked)]
+        root = self.expdir / "cache" if self.args.cache == "auto" else Path(self.args.cache)
+        message = attach_cache(self.model, root, datasets, budget_gb=self.args.cache_gb)
+        if self.is_main:
+            print(message, file=sys.stderr)
 
     # ---- training
 
@@ -94,7 +110,7 @@ class Runner:
         self._conclude(best, step, time.perf_counter() - started)
 
     def _train_batches(self, start: int) -> Any:
-        with _quiet():
+        with quiet():
             loader = self.model.downstream.expert.get_dataloader(self.config.runner.train_dataloader)
         world = self.accelerator.num_processes
         batches = EpochBatches(loader, self.args.seed, rank=self.accelerator.process_index, world=world, start=start)
@@ -128,14 +144,15 @@ class Runner:
         scaled = self.accelerator.scaler is not None
         bad = not bool(torch.isfinite(terms["loss"])) or (not scaled and norm is not None and not math.isfinite(float(norm)))
         if bad:
-            shown = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+            shown = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
             raise UserError(
                 f"Training diverged at step {step + 1}: {shown}, gradient norm {float(norm):.4g}. Lower optimizer.lr, lengthen the "
                 "warm-up, or set runner.precision: fp32. The checkpoints written so far are kept."
             )
 
     def _to_device(self, wavs: Any) -> list[Tensor]:
-        return [torch.as_tensor(wav, dtype=torch.float32).to(self.device, non_blocking=True) for wav in wavs]
+        device = "cpu" if self.model.cached_encoder is not None else self.device  # a cache looks at the samples first
+        return [torch.as_tensor(wav, dtype=torch.float32).to(device, non_blocking=True) for wav in wavs]
 
     def _flat(self, best: Best) -> bool:
         """Has dev stopped improving?"""
@@ -200,7 +217,7 @@ class Runner:
 
     def _eval_loader(self, split: str) -> Any:
         if split not in self.eval_loaders:
-            with _quiet():
+            with quiet():
                 loader = self.model.downstream.expert.get_dataloader(split)
             accelerator = self.accelerator
             self.eval_loaders[split] = eval_loader(loader, rank=accelerator.process_index, world=accelerator.num_processes)
@@ -252,6 +269,7 @@ class Runner:
     def _payload(self, step: int, best: Best) -> dict[str, Any]:
         return {
             **model_state(self.model, lora=experiment.plain_lora(self.args, self.config)),
+            "Heads": heads_spec(self.model.downstream),
             "Args": plain_args(self.args),
             "Config": self.config.raw,
             "Step": step,
@@ -279,7 +297,7 @@ class Runner:
     def _expert_log(self, split: str, records: dict[str, list], step: int) -> None:
         """The expert's own log: prediction files and TensorBoard scalars under s3prl's names."""
         logger_or_none = self.writer or _NoLogger()
-        with _quiet():
+        with quiet():
             self.model.downstream.expert.log_records(
                 split, records=records, logger=logger_or_none, global_step=step, batch_ids=[], total_batch_num=0
             )
@@ -296,12 +314,3 @@ def _to_yaml(value: Any) -> str:
     import yaml
 
     return yaml.safe_dump(value, sort_keys=False)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """s3prl's experts print to standard output; it is ours for results."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        yield
-    if said.getvalue().strip():
-        logger.info(said.getvalue().strip())

@@ -7,10 +7,12 @@ where that can be less than the rounded num_samples / downsample_rate, so that l
 
 import hashlib
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +56,8 @@ class Upstream(nn.Module):
         layer: int | None = None,
     ):
         super().__init__()
-        self.expert, self.name, self.ckpt, self.model_config = expert, name, ckpt, model_config
+        self.expert: Any = expert
+        self.name, self.ckpt, self.model_config = name, ckpt, model_config
         self.feature_selection, self.layer = feature_selection, layer
         self.min_samples = CLIP_LENGTHS[0]
         self.num_hidden, self.dim, self.downsample_rate = 0, 0, 0
@@ -109,7 +112,9 @@ class Upstream(nn.Module):
         else:  # as s3prl's Featurizer does
             self.downsample_rate = round(SAMPLE_RATE / layers[0].size(1))
         if self.downsample_rate < 1:
-            raise UserError(f"Upstream '{self.name}': get_downsample_rates gave {self.downsample_rate}, expected samples per frame.")
+            raise UserError(
+                f"Upstream '{self.name}': get_downsample_rates gave {self.downsample_rate}, expected samples per frame."
+            )
         self._check_rate(layers[0].size(1), SAMPLE_RATE)
         self.min_samples = next(samples for samples in CLIP_LENGTHS if self._digests(noise[:samples]))
 
@@ -117,7 +122,10 @@ class Upstream(nn.Module):
         if len(wav) == SAMPLE_RATE:
             return True
         try:
-            return all(layer.size(1) > 0 and bool(layer.isfinite().all()) for layer in self._hidden([wav]))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                layers = self._hidden([wav])
+            return all(layer.size(1) > 0 and bool(layer.isfinite().all()) for layer in layers)
         except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError):  # what experts raise on short input
             return False
 
@@ -159,9 +167,7 @@ def build_upstream(
     `package.module:callable`. `layer` keeps that hidden state only. UserError where any of it does not fit.
     """
     expert = construct(resolve(name), ckpt, model_config, refresh)
-    return Upstream(
-        expert, name=name, ckpt=ckpt, model_config=model_config, feature_selection=feature_selection, layer=layer
-    )
+    return Upstream(expert, name=name, ckpt=ckpt, model_config=model_config, feature_selection=feature_selection, layer=layer)
 
 
 def _select(result: object, key: str, name: str) -> list[Tensor]:

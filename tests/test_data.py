@@ -64,10 +64,18 @@ def test_samples_16k_is_the_length_read(tmp_path):
 
 def test_every_bad_file_is_reported_with_its_path(tmp_path):
     good = tone(tmp_path / "good.wav")
-    bad = {"corrupt.wav": "not readable", "torn.flac": "not readable|broken off", "empty.wav": "empty", "gone.wav": "no such"}
+    bad = {
+        "corrupt.wav": "not readable",
+        "torn.flac": "not readable",
+        "torn.wav": "broken off, 16044 bytes",
+        "empty.wav": "empty",
+        "gone.wav": "no such",
+    }
     (tmp_path / "corrupt.wav").write_bytes(b"RIFF....WAVE and then nothing of use")
     whole = tone(tmp_path / "whole.flac", 2.0).read_bytes()
     (tmp_path / "torn.flac").write_bytes(whole[: len(whole) // 2])
+    whole = tone(tmp_path / "whole.wav", 1.0).read_bytes()
+    (tmp_path / "torn.wav").write_bytes(whole[:16000])
     soundfile.write(tmp_path / "empty.wav", numpy.zeros(0), 16000)
     tone(tmp_path / "short.wav", 0.01)
     soundfile.write(tmp_path / "nan.wav", numpy.full(800, numpy.nan), 16000, subtype="FLOAT")
@@ -76,7 +84,7 @@ def test_every_bad_file_is_reported_with_its_path(tmp_path):
     assert len(problems) == len(bad)
     for problem, (name, reason) in zip(problems, bad.items(), strict=True):
         assert problem.startswith(str(tmp_path / name))
-        assert any(part in problem for part in reason.split("|")), problem
+        assert reason in problem
     for name in ("corrupt.wav", "gone.wav", "empty.wav"):
         with pytest.raises(UserError, match=name):
             audio.read_audio(tmp_path / name)
@@ -172,7 +180,11 @@ def test_ravdess_lists_all_problems_and_writes_nothing(small_ravdess, tmp_path):
 
 
 def test_ravdess_converts_stereo_and_other_rates(small_ravdess, tmp_path):
-    odd = {"03-01-03-01-01-01-01.wav": (48000, 1), "03-01-04-01-01-01-01.wav": (16000, 2), "03-01-05-01-01-01-01.wav": (8000, 2)}
+    odd = {
+        "03-01-03-01-01-01-01.wav": (48000, 1),
+        "03-01-04-01-01-01-01.wav": (16000, 2),
+        "03-01-05-01-01-01-01.wav": (8000, 2),
+    }
     for name, (rate, channels) in odd.items():
         tone(small_ravdess / "Actor_01" / name, 0.05, rate, channels)
     for out in (tmp_path / "meta", small_ravdess / "meta_data"):
@@ -229,7 +241,10 @@ def test_a_dev_file_of_an_earlier_preparation_goes_away(tmp_path):
     summary = metadata.CorpusSummary("x", tmp_path, out)
     metadata.write_emotion_metadata(summary, iemocap.LABELS, {"fold1": {"train": clips, "dev": clips, "test": clips}})
     metadata.write_emotion_metadata(summary, iemocap.LABELS, {"fold1": {"train": clips, "test": clips}})
-    assert sorted(p.name for p in (out / "Session1").iterdir()) == ["test_meta_data.json", "train_meta_data.json"]
+    assert sorted(p.name for p in (out / "Session1").iterdir()) == [
+        "test_meta_data.json",
+        "train_meta_data.json",
+    ]
     assert any("no training clip of class hap" in note for note in summary.notes)
 
 
@@ -256,7 +271,11 @@ def small_iemocap(tmp_path):
             lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
             for turn, emotion in enumerate(["neu", "exc", "hap", "ang", "sad", "fru"]):
                 name = f"{dialog}_F{turn:03d}"
-                lines += [f"[{turn}.0000 - {turn}.9000]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]", "C-E2:\tNeutral;\t()", ""]
+                lines += [
+                    f"[{turn}.0000 - {turn}.9000]\t{name}\t{emotion}\t[2.5000, 2.5000, 2.5000]",
+                    "C-E2:\tNeutral;\t()",
+                    "",
+                ]
                 tone(folder / "sentences" / "wav" / dialog / f"{name}.wav")
             (folder / "dialog" / "EmoEvaluation").mkdir(parents=True, exist_ok=True)
             (folder / "dialog" / "EmoEvaluation" / f"{dialog}.txt").write_text("\n".join(lines))
@@ -430,9 +449,14 @@ def table(path):
 def test_librispeech_tables(small_libri):
     summary = librispeech.prepare_librispeech(small_libri)
     rows = table(small_libri / "meta_data" / "train-x.csv")
-    assert [row["file_path"] for row in rows] == [f"train-x/1/10/1-10-000{i}.{s}" for i, s in ((2, "ogg"), (1, "wav"), (0, "flac"))]
+    assert [row["file_path"] for row in rows] == [
+        f"train-x/1/10/1-10-000{i}.{s}" for i, s in ((2, "ogg"), (1, "wav"), (0, "flac"))
+    ]
     assert [int(row["length"]) for row in rows] == [30, 20, 10]
-    assert [(row.split, row.utterances, row.words) for row in summary.rows] == [("test-x", 3, 6), ("train-x", 3, 6)]
+    assert [(row.split, row.utterances, row.words) for row in summary.rows] == [
+        ("test-x", 3, 6),
+        ("train-x", 3, 6),
+    ]
     librispeech.prepare_librispeech(small_libri, splits=["test-x"], out=small_libri / "other")
     assert [p.name for p in (small_libri / "other").iterdir()] == ["test-x.csv"]
 
@@ -472,7 +496,10 @@ def test_librispeech_lists_everything_wrong(small_libri, tmp_path):
 def test_librispeech_characters_outside_the_alphabet(small_libri, tmp_path):
     text = small_libri / "train-x" / "1" / "10" / "1-10.trans.txt"
     text.write_text("1-10-0000 ÜBER ALLES\n1-10-0001 ÜBEL\n1-10-0002 OK\n")
-    with pytest.raises(UserError, match=r"'Ü' \(latin capital letter u with diaeresis\): 2 times in 2 utterances.*\n.*--build_dict"):
+    with pytest.raises(
+        UserError,
+        match=r"'Ü' \(latin capital letter u with diaeresis\): 2 times in 2 utterances.*\n.*--build_dict",
+    ):
         librispeech.prepare_librispeech(small_libri, tmp_path / "out")
     summary = librispeech.prepare_librispeech(small_libri, tmp_path / "out", build_dict=True)
     assert summary.dictionary and "Ü" in dictionary.load_alphabet(summary.dictionary)
@@ -510,7 +537,7 @@ def test_real_librispeech_in_s3prls_dataset(shared_dir, tmp_path):
 
 def check_s3prls_dataset(root, tables, split, count):
     """Read a prepared split through s3prl's own dataset; every utterance arrives, with letters of the dictionary only."""
-    pytest.importorskip("pandas")
+    pytest.importorskip("pandas")  # s3prl's dataset reads its tables with it
     from s3prl_varan.compat import import_downstream
 
     expert = import_downstream("asr")
@@ -578,7 +605,12 @@ def test_manifest_refuses_digits_until_told_what_to_do(small_manifest, tmp_path)
     edit(small_manifest, 1, "p 1.wav\t42")
     with pytest.raises(UserError) as raised:
         manifest.prepare_manifest(small_manifest, tmp_path / "out")
-    for part in ("'1' (digit one): 3 times in 1 utterances: p 0.wav", "'&' (ampersand)", "'4'", "--unknown drop_symbol"):
+    for part in (
+        "'1' (digit one): 3 times in 1 utterances: p 0.wav",
+        "'&' (ampersand)",
+        "'4'",
+        "--unknown drop_symbol",
+    ):
         assert part in str(raised.value)
     assert not (tmp_path / "out").exists()
     summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", unknown="drop_symbol")
@@ -667,7 +699,13 @@ def test_command_runs_from_anywhere_and_reports_mistakes_without_a_traceback(sma
 
 def test_command_help_needs_no_heavy_import(tmp_path):
     code = f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "usage: prepare_data.py" in done.stdout
     assert not imported & {"torch", "torchaudio", "numpy", "soundfile"}
@@ -684,5 +722,10 @@ def test_every_command_reaches_its_preparation(corpus, monkeypatch, tmp_path, ca
     target = file if corpus == "manifest" else file.parent
     assert module.main([corpus, str(target)]) == 2
     message = capsys.readouterr().err
-    expected = {"manifest": "path TAB text", "synthetic": "not empty", "iemocap": "Session1", "librispeech": "layout"}
+    expected = {
+        "manifest": "path TAB text",
+        "synthetic": "not empty",
+        "iemocap": "Session1",
+        "librispeech": "layout",
+    }
     assert expected.get(corpus, "Actor_01") in message

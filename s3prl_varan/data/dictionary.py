@@ -15,7 +15,7 @@ from .metadata import write_texts
 
 CHAR_DICT = Path(__file__).with_name("char.dict")  # A to Z, apostrophe and '|': English, as SUPERB has it
 WORD_BOUNDARY = "|"
-_SILENT = set(".,;:!?\"()[]{}-‐‑‒–—―…“”„«»‹›¿¡")  # punctuation that nobody reads aloud; a word ends there
+_SILENT = set('.,;:!?"()[]{}-‐‑‒–—―…“”„«»‹›¿¡')  # punctuation that nobody reads aloud; a word ends there
 _APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
 
 

@@ -177,7 +177,15 @@ def _table(rows: Sequence[SplitRow]) -> list[str]:
         return []
     head = ["fold", "split", "clips", "speakers", "hours", *rows[0].counts]
     cells = [
-        [r.fold, r.split, str(r.clips), str(r.speakers), f"{r.hours:.2f}", *(str(n) for n in r.counts.values())] for r in rows
+        [
+            r.fold,
+            r.split,
+            str(r.clips),
+            str(r.speakers),
+            f"{r.hours:.2f}",
+            *(str(n) for n in r.counts.values()),
+        ]
+        for r in rows
     ]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
     return ["  ".join(_pad(cell, widths[i], i) for i, cell in enumerate(row)) for row in [head, *cells]]

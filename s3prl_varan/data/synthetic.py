@@ -75,7 +75,8 @@ def plan(actors: int, repetitions: int, seed: int) -> dict[str, dict[str, str | 
         pair, male = (actor - 1) // 2, actor % 2 == 1
         accent = _ACCENTS[(pair + (0 if male else 3)) % len(_ACCENTS)]
         voice = f"{accent}+{(_MALE if male else _FEMALE)[pair]}"
-        base_rate, base_pitch = chance.uniform(150, 200), chance.uniform(25, 50) if male else chance.uniform(40, 65)
+        base_rate = chance.uniform(150, 200)
+        base_pitch = chance.uniform(25, 50) if male else chance.uniform(40, 65)
         base_range, base_volume = chance.uniform(35, 55), chance.uniform(75, 105)
         for code, emotion in PROSODY.items():
             for statement, text in enumerate(STATEMENTS, start=1):
@@ -104,7 +105,8 @@ def _espeak() -> tuple[str, str]:
         import espeakng_loader
     except ImportError as error:
         raise UserError("the synthetic corpus needs eSpeak NG: pip install espeakng-loader") from error
-    library, data = Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_library_path()).parent / "espeak-ng-data"
+    library = Path(espeakng_loader.get_library_path())
+    data = library.parent / "espeak-ng-data"
     if not library.is_file() or not data.is_dir():
         raise UserError(f"eSpeak NG is incomplete ({library}): pip install --force-reinstall espeakng-loader")
     return str(library), str(data)

@@ -4,8 +4,9 @@ import inspect
 import os
 import pickle
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,9 @@ from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.upstreams.names import TAKES_CKPT, Factory, family_of
 
 FLAGS = {"ckpt": "-k", "model_config": "-g"}
+NEEDED = {"ckpt": "-k is missing: the checkpoint to load", "model_config": "-g is missing: the model's config file"}
 FORCE_SAFE, FORCE_UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load's switches
+HUB_ERRORS = ("LocalEntryNotFoundError", "RepositoryNotFoundError", "GatedRepoError", "HFValidationError")
 SHOWN_KEYS = 4
 OFFLINE = re.compile(r"connect|offline|resolve|timed out|temporary failure|unreachable|max retries", re.IGNORECASE)
 
@@ -28,10 +31,13 @@ def construct(factory: Factory, ckpt: str | None, model_config: str | None, refr
     downloads: list[Path] = []
     with ExitStack() as stack:
         if factory.origin == "s3prl":
+            stack.enter_context(redirect_stdout(sys.stderr))  # its experts print notes
             stack.enter_context(_noted_downloads(factory.name, downloads))
             if ckpt is not None:
                 stack.enter_context(_safe_loading())
         try:
+            if factory.name.startswith("hf_") and ckpt is not None and not Path(ckpt).exists():
+                _check_hub(ckpt)
             expert = factory.call(**arguments)
         except UserError:
             raise
@@ -58,11 +64,7 @@ def _checked_arguments(factory: Factory, ckpt: str | None, model_config: str | N
     required = [key for key, each in parameters.items() if each.kind in plain and each.default is inspect.Parameter.empty]
     if factory.origin == "s3prl" and factory.name.endswith(TAKES_CKPT) and "model_config" not in required:
         required = ["ckpt", *(key for key in required if key != "ckpt")]
-    problems += [
-        f"{FLAGS[key]} is missing" if key in FLAGS else f"argument '{key}' is needed and no flag gives it"
-        for key in required
-        if key not in given
-    ]
+    problems += [NEEDED.get(key, f"argument '{key}' is needed and no flag gives it") for key in required if key not in given]
     problems += _ckpt_problems(factory, ckpt)
     if model_config is not None and not Path(model_config).is_file():
         problems.append(f"-g: there is no file {model_config}")
@@ -128,10 +130,17 @@ def _noted_downloads(name: str, downloads: list[Path]) -> Iterator[None]:
         yield
 
 
+def _check_hub(hub_id: str) -> None:
+    """Fail at once where the hub does not answer; transformers would try again for a minute and a half."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(hub_id, allow_patterns=["config.json"])
+
+
 def _download_error(name: str, source: str, error: object) -> UserError:
     locals_ = [each for each in family_of(name) if each.endswith(("_local", "_custom"))]
     offline = f"use `-u {locals_[0]} -k FILE` here" if locals_ else "copy its cache (~/.cache/s3prl, ~/.cache/huggingface) here"
-    said = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
+    said = f"{type(error).__name__}: {_short(str(error))}" if isinstance(error, Exception) else error
     return UserError(
         f"Upstream '{name}' could not be downloaded from {source} ({said}). "
         f"Without internet here, download it on a machine that has it, and {offline}."
@@ -146,16 +155,23 @@ def _explain(factory: Factory, ckpt: str | None, error: Exception, downloads: li
         said = str(cause)
         if "loading state_dict" in said:
             return _mismatch_error(name, source, said)
-        if isinstance(cause, pickle.UnpicklingError) and re.search(r"GLOBAL|Unsupported (global|class|operand)", said):
+        if isinstance(cause, pickle.UnpicklingError) and re.search(r"Unsupported (global|class|operand)", said):
             return UserError(_needs_unpickling(name, source, said))
-        if isinstance(cause, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in said:
+        damaged = isinstance(cause, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in said
+        if damaged or (isinstance(cause, KeyError) and not isinstance(cause.args[0], str)):  # an opcode torch does not know
             for path in downloads:
                 path.unlink(missing_ok=True)
             again = " The downloaded file was removed: try again." if downloads else ""
-            return UserError(f"Upstream '{name}': {source} is no checkpoint, or damaged ({_short(said)}).{again}")
-        if isinstance(cause, KeyError) or "not a valid checkpoint" in said:
-            return UserError(f"Upstream '{name}': {source} is not a checkpoint of this family, it lacks {_short(said)}.")
-        if isinstance(cause, URLError | ConnectionError) or (isinstance(cause, OSError) and OFFLINE.search(said)):
+            return UserError(f"Upstream '{name}': {source} is no checkpoint, or damaged ({_short(said) or 'empty'}).{again}")
+        lacks = re.search(r"required key: (\S+) is missing", said)
+        if lacks or (isinstance(cause, KeyError) and ckpt is not None):
+            key = lacks.group(1) if lacks else cause.args[0]
+            return UserError(f"Upstream '{name}': {source} is not a checkpoint of this family, it has no '{key}'.")
+        if (
+            isinstance(cause, URLError | ConnectionError)
+            or type(cause).__name__ in HUB_ERRORS
+            or (isinstance(cause, OSError) and OFFLINE.search(said))
+        ):
             return _download_error(name, ckpt or "the internet", cause)
     if factory.origin == "user":
         return None
@@ -174,10 +190,12 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
     """A few lines of torch's list of every key that does not fit."""
     problems = []
     for kind in ("Missing", "Unexpected"):
-        listed = re.search(rf'{kind} key\(s\) in state_dict: (.*)', said)
+        listed = re.search(rf"{kind} key\(s\) in state_dict: (.*)", said)
         keys = re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
         if keys:
-            problems.append(f"{len(keys)} {kind.lower()}: {', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''}")
+            problems.append(
+                f"{len(keys)} {kind.lower()}: {', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''}"
+            )
     sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", said)
     problems += [f"{key}: {found} in the checkpoint, {wanted} in the model" for key, found, wanted in sizes[:SHOWN_KEYS]]
     if len(sizes) > SHOWN_KEYS:
@@ -190,9 +208,10 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
 
 
 def _needs_unpickling(name: str, source: str, said: str) -> str:
-    needed = re.search(r"(?:GLOBAL|[Gg]lobal:?|class) ([\w.]+)", said)
+    match = re.search(r"GLOBAL ([\w.]+)", said)
+    needed = f" ({match.group(1)})" if match else ""
     return (
-        f"Upstream '{name}': {source} holds Python objects{f' ({needed.group(1)})' if needed else ''} besides tensors; loading them "
+        f"Upstream '{name}': {source} holds Python objects{needed} besides tensors; loading them "
         "could run code hidden in the file, so it is refused. If you trust where it came from, convert it once: "
         "`state = torch.load(FILE, map_location='cpu', weights_only=False)`, replace those objects by plain dicts, lists and "
         "numbers (vars(x) for a Namespace), then `torch.save(state, NEW_FILE)`, and give -k NEW_FILE."

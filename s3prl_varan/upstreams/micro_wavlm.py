@@ -6,6 +6,7 @@ Unlike s3prl's expert it tells the exact number of frames of each clip, so paddi
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def build_wavlm(config: dict[str, Any], state: dict[str, Tensor] | None = None, 
     unknown = [f"'{key}' is no field of WavLMConfig.{did_you_mean(key, known)}" for key in config if key not in known]
     if unknown:
         raise problems_error("This WavLM config cannot be built:", unknown)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # s3prl builds with torch's old weight_norm
         torch.manual_seed(seed)
         model = WavLM(WavLMConfig(config))
     if state is not None:

@@ -65,6 +65,8 @@ def _public_functions(hubconf: Path) -> list[str]:
 def family_of(name: str) -> list[str]:
     """Names of the same s3prl family that take a checkpoint of one's own, e.g. wavlm_base -> ['wavlm_local', ...]."""
     module = hub_modules().get(name)
+    if module == "s3prl.upstream.baseline.hubconf":  # spectral features, no weights
+        return []
     return [each for each, where in hub_modules().items() if where == module and each.endswith(TAKES_CKPT)]
 
 
@@ -98,11 +100,14 @@ def _users_callable(name: str) -> Callable[..., Any]:
         if not hasattr(found, part):
             public = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
             raise UserError(
-                f"-u: {where} has no '{attribute}'.{did_you_mean(attribute, public)} It has: {', '.join(public) or 'nothing callable'}."
+                f"-u: {where} has no '{attribute}'.{did_you_mean(attribute, public)} "
+                f"It has: {', '.join(public) or 'nothing callable'}."
             )
         found = getattr(found, part)
     if not callable(found):
-        raise UserError(f"-u: '{attribute}' in {where} is a {type(found).__name__}, expected a class or function that makes an expert.")
+        raise UserError(
+            f"-u: '{attribute}' in {where} is a {type(found).__name__}, expected a class or function that makes an expert."
+        )
     return found
 
 
@@ -128,7 +133,9 @@ def _load_module(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise UserError(f"-u: there is no module '{error.name}' (looked in {Path.cwd()} and the installed packages).") from error
+            raise UserError(
+                f"-u: there is no module '{error.name}' (looked in {Path.cwd()} and the installed packages)."
+            ) from error
         raise _import_error(name, error) from error
     except Exception as error:
         raise _import_error(name, error) from error

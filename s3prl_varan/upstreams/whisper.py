@@ -29,6 +29,9 @@ class LogMel(nn.Module):
     x = log10(max(mel, 1e-10));  x = (max(x, max over the clip - 8) + 4) / 4.  Beyond its end a clip is silent.
     """
 
+    filters: Tensor  # [M, N_FFT / 2 + 1]
+    window: Tensor  # [N_FFT]
+
     def __init__(self, num_mel: int):
         super().__init__()
         from transformers.audio_utils import mel_filter_bank
@@ -57,11 +60,11 @@ class LogMel(nn.Module):
 class UpstreamExpert(nn.Module):
     """Hidden states of a transformers WhisperEncoder: embeddings, then every layer's output, the last one normalised."""
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: Any):
         super().__init__()
-        self.model = encoder
+        self.model: Any = encoder
         self.log_mel = LogMel(encoder.config.num_mel_bins)
-        self.window = encoder.config.max_source_positions  # hidden frames in 30 s
+        self.window: int = encoder.config.max_source_positions  # hidden frames in 30 s
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples per hidden frame."""
@@ -142,8 +145,8 @@ def _download(hub_id: str, refresh: bool) -> Path:
     except Exception as error:  # offline, no such model, no access: each of several libraries' types
         raise UserError(
             f"-k: there is no folder {hub_id}, and as a hub id it could not be downloaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:200] if str(error) else ''}). Without internet here, download it on a machine that has "
-            "it (huggingface-cli download) and give the folder."
+            f"{' '.join(str(error).split())[:200]}). Without internet here, download it on a machine that has it "
+            f"(hf download {hub_id}) and give the folder."
         ) from error
 
 
@@ -192,7 +195,7 @@ def _encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
 
 
-def _load_encoder(config: Any, state: dict[str, Tensor], source: str) -> nn.Module:
+def _load_encoder(config: Any, state: dict[str, Tensor], source: str) -> Any:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     with torch.device("meta"):  # no random weights to draw, they are all in the file

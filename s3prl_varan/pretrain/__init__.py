@@ -1,0 +1,1 @@
+"""Self-supervised pre-training of the small shipped upstream: audio cache -> k-means units -> masked prediction."""

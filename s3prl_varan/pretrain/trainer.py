@@ -1,0 +1,193 @@
+"""The stages of pre-training: units, masked prediction, checkpoints, curves; stops and resumes at any saved step."""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import UserError
+from .audio_cache import AudioCache, build_cache
+from .batches import CropSampler
+from .config import OptimConfig, PretrainConfig, StageConfig
+from .curves import draw_curves, keep_until, write_metrics
+from .predictor import UnitPredictor, build_wavlm
+from .units import build_units
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then a cosine down to 2 % of `peak`."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    progress = (step - rise) / max(1, steps - rise)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    torch.save(payload, partial)
+    os.replace(partial, path)
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Fix the global generators, which masks and dropout draw from, by the step: a resumed run draws the same."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    yield
+
+
+def draw_mask(shape: tuple[int, int], config: OptimConfig) -> torch.Tensor:
+    """[B, T] bool spans of `mask_length` frames, drawn by s3prl's WavLM code."""
+    from s3prl.upstream.wavlm.WavLM import compute_mask_indices
+
+    mask = compute_mask_indices(shape, None, config.mask_prob, config.mask_length, min_masks=2)
+    return torch.from_numpy(mask)
+
+
+class Stage:
+    """One stage in training: the model, its optimiser and the place in the schedule."""
+
+    def __init__(self, number: int, config: PretrainConfig, sampler: CropSampler, wavlm: nn.Module) -> None:
+        self.number, self.config, self.sampler = number, config, sampler
+        self.settings: StageConfig = config.stages[number]
+        width = wavlm.cfg.encoder_embed_dim
+        optim = config.optim
+        self.model = UnitPredictor(wavlm, width, self.settings.units, optim.head_dim, optim.temperature)
+        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
+        plain = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, betas=(0.9, 0.98))
+        self.step = 0
+
+    def _predict(self, step: int, valid: bool) -> Any:
+        batch = self.sampler.draw(step, valid)
+        with seeded(self.config.seed, self.number, step, int(valid)):
+            mask = draw_mask(tuple(batch.units.shape), self.config.optim)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.optim.bf16):
+                return self.model(batch.wavs, mask, batch.units)
+
+    def train_step(self) -> dict[str, float]:
+        optim = self.config.optim
+        rate = learning_rate(self.step, self.settings.steps, self.settings.lr, optim.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        found = self._predict(self.step, valid=False)
+        found.loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
+        if not torch.isfinite(norm):
+            raise UserError(f"the gradient is not finite at step {self.step}; lower lr ({self.settings.lr})")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": found.loss.item(), "accuracy": found.accuracy.item(), "grad_norm": norm.item(), "lr": rate}
+
+    @torch.no_grad()
+    def validate(self, batches: int = 8) -> dict[str, float]:
+        self.model.eval()
+        found = [self._predict(i, valid=True) for i in range(batches)]
+        return {
+            "valid_loss": float(np.mean([f.loss.item() for f in found])),
+            "valid_accuracy": float(np.mean([f.accuracy.item() for f in found])),
+        }
+
+    def save(self, path: Path) -> None:
+        payload = {
+            "stage": self.number,
+            "step": self.step,
+            "cfg": dict(self.model.wavlm.cfg.__dict__),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(path, payload)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = saved["step"]
+
+
+class Trainer:
+    """Runs all stages into the folder `out`. Files: audio.i16/json, <stage>.units.npy, last.ckpt, <stage>.ckpt, metrics.jsonl, curves.png."""
+
+    def __init__(self, config: PretrainConfig, data: list[str], out: Path, resume: bool) -> None:
+        self.config, self.out = config, out
+        last = out / "last.ckpt"
+        if last.is_file() and not resume:
+            raise UserError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+        self.saved = torch.load(last, weights_only=True) if last.is_file() else None
+        if self.saved is not None:
+            keep_until(out / "metrics.jsonl", self.saved["stage"], self.saved["step"])
+        self.cache: AudioCache = build_cache(data, out, config.max_piece)
+
+    def run(self) -> Path:
+        """Train every stage that is not finished; returns the checkpoint of the last one."""
+        first = 0 if self.saved is None else self.saved["stage"]
+        for number in range(first, len(self.config.stages)):
+            self._run_stage(number)
+        return self._stage_file(len(self.config.stages) - 1, "ckpt")
+
+    def _stage_file(self, number: int, suffix: str) -> Path:
+        return self.out / f"{self.config.stages[number].name}.{suffix}"
+
+    def _wavlm_before(self, number: int) -> nn.Module | None:
+        if number == 0:
+            return None
+        path = self._stage_file(number - 1, "ckpt")
+        if not path.is_file():
+            raise UserError(f"{path} is missing: stage {number + 1} builds on it; start again without --resume")
+        model = build_wavlm(self.config.model)
+        state = torch.load(path, weights_only=True)["model"]
+        model.load_state_dict({k.removeprefix("wavlm."): v for k, v in state.items() if k.startswith("wavlm.")})
+        return model
+
+    def _run_stage(self, number: int) -> None:
+        settings, seed = self.config.stages[number], self.config.seed
+        before = self._wavlm_before(number)
+        source = before if settings.target == "layer" else None
+        units = build_units(
+            self.cache, source, settings.layer, settings.units, seed, self._stage_file(number, "units.npy")
+        )
+        torch.manual_seed(seed + number)
+        wavlm = before if settings.warm_start else build_wavlm(self.config.model)
+        assert wavlm is not None, "load_config refuses a warm start in the first stage"
+        stage = Stage(number, self.config, CropSampler(self.cache, units, self.config.batch, seed + number), wavlm)
+        if self.saved is not None and self.saved["stage"] == number:
+            stage.load(self.saved)
+        self._train(stage)
+        stage.save(self._stage_file(number, "ckpt"))
+
+    def _train(self, stage: Stage) -> None:
+        from tqdm import tqdm
+
+        log, settings = self.config.log, stage.settings
+        recent: list[dict[str, float]] = []
+        began = time.monotonic()
+        bar = tqdm(total=settings.steps, initial=stage.step, desc=settings.name, unit="step", mininterval=5)
+        while stage.step < settings.steps:
+            recent.append(stage.train_step())
+            bar.update()
+            finished = stage.step == settings.steps
+            if stage.step % log.every == 0 or finished:
+                row = {key: float(np.mean([r[key] for r in recent])) for key in recent[0]}
+                row["steps_per_second"] = len(recent) / (time.monotonic() - began)
+                if stage.step % log.valid_every == 0 or finished:
+                    row.update(stage.validate())
+                write_metrics(self.out / "metrics.jsonl", {"stage": stage.number, "step": stage.step, **row})
+                bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
+                recent, began = [], time.monotonic()
+            if stage.step % log.save_every == 0 or finished:
+                stage.save(self.out / "last.ckpt")
+                draw_curves(self.out / "metrics.jsonl", self.out / "curves.png", [s.name for s in self.config.stages])
+        bar.close()
+
+
