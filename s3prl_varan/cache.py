@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -24,13 +25,12 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.features import LayerStack, stack_layers
 from s3prl_varan.lengths import item_samples
 from s3prl_varan.model import SpeechModel
-from s3prl_varan.segments import HEADER_BYTES, SUFFIX, SegmentStore
+from s3prl_varan.segments import ABOUT, HEADER_BYTES, SegmentStore, readable_bytes, used_bytes
 from s3prl_varan.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when what is stored changes its meaning
-ABOUT = "store.json"
 GB = 1e9
 
 
@@ -56,7 +56,7 @@ class FeatureCache:
             self.store = SegmentStore(self.root / _store_name(about))
             _write_about(self.store.folder / ABOUT, about)
         except OSError as error:
-            raise UserError(f"--cache {root}: cannot be written ({error.strerror}). Give a folder with room that is yours.") from error
+            raise UserError(f"--cache {root}: cannot be written ({error.strerror}). Give another folder.") from error
         self._stored, self._stopped = 0, False
         self._used, self._used_at = 0, -1.0
 
@@ -114,7 +114,7 @@ class FeatureCache:
         if self._fill(size) > self.budget:
             return self._stop(f"is full ({self.budget / GB:g} GB, see --cache_gb)")
         if self.most_clips is not None and self._stored >= self.most_clips:
-            return self._stop(f"has more new clips than the {self.most_clips} there are: the audio is cropped or changed at random")
+            return self._stop(f"gets more than the {self.most_clips} clips there are: the audio is cropped or changed at random")
         try:
             self.store.put(key, array, length)
         except OSError as error:
@@ -136,23 +136,21 @@ class FeatureCache:
         """One line on what is stored and what will fit. num_samples: of every clip, where known; clips: how many there are."""
         self.most_clips = max(1, clips)
         kind = "means over time" if self.pooled else "all frames"
-        head = f"cache: {self.store.folder}, {kind}, {len(self.store)} clips stored"
+        head = f"cache: {self.store.folder}, {kind}, {len(self.store)} clips stored; "
         if num_samples is None and not self.pooled:
-            return f"{head}; {clips} clips of unknown length, the budget is {self.budget / GB:g} GB."
+            return f"{head}{clips} clips of unknown length, the budget is {self.budget / GB:g} GB."
         needed = sum(self.entry_bytes(samples) for samples in num_samples or [0] * clips)
-        used = used_bytes(self.root)
         own = used_bytes(self.store.folder)
+        others = used_bytes(self.root) - own
         free = shutil.disk_usage(self.root).free
-        room = min(self.budget - used, free) + own  # what this store may grow to
-        line = f"{head}; {clips} clips need {_bytes(needed)}, there is room for {_bytes(max(0, room))}."
+        room = max(0, min(self.budget - others, own + free))  # what this store may grow to
+        head += f"{clips} clips need {readable_bytes(needed)}, there is room for {readable_bytes(room)}"
         if needed <= room:
-            return line
-        limit = f"--cache_gb {self.budget / GB:g}" if self.budget - used <= free else f"{_bytes(free)} free on the disk"
-        remedy = f"about --cache_gb {(used - own + needed) / GB * 1.02:.3g} is needed for all" if self.budget - used <= free else ""
-        return (
-            f"{line} With {limit} about {max(0, room) / needed:.0%} of them fit, the others are computed at every step"
-            f"{'; ' + remedy if remedy else ''}."
-        )
+            return f"{head}."
+        disk = own + free < self.budget - others
+        wanted = math.ceil((others + needed) * 1.02 / GB * 100) / 100  # two digits
+        remedy = f"The disk has {readable_bytes(free)} left." if disk else f"For all, give --cache_gb {wanted:g}."
+        return f"{head}: about {room / needed:.0%} of them fit, the others are computed at every step. {remedy}"
 
     def entry_bytes(self, num_samples: int) -> int:
         """Size of a stored clip of so many samples."""
@@ -216,23 +214,3 @@ def _write_about(path: Path, about: dict) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
-
-
-def used_bytes(folder: str | Path) -> int:
-    """Bytes of all segments in a cache or in one of its stores."""
-    total = 0
-    for base, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(SUFFIX):
-                try:
-                    total += os.path.getsize(os.path.join(base, name))
-                except FileNotFoundError:
-                    continue
-    return total
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"

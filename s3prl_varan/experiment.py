@@ -24,7 +24,7 @@ from s3prl_varan.featurizers import build_featurizer, featurizer_class
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.options import CALL_FLAGS
 from s3prl_varan.tasks import Task, find_task
-from s3prl_varan.upstream import Upstream, build_upstream
+from s3prl_varan.upstream import MixedShapesError, Upstream, build_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -221,18 +221,11 @@ def build_model(args: Namespace, config: Config, task: Task, heads: dict[str, An
 
     `heads` (a checkpoint's, for inference): build these alone, without the expert and so without its corpus.
     """
-    fixed_layer = args.upstream_layer_selection if args.featurizer == "layer" else None
-    upstream = build_upstream(
-        args.upstream,
-        args.upstream_ckpt,
-        args.upstream_model_config,
-        args.upstream_feature_selection,
-        args.upstream_refresh,
-    )
+    upstream, layer = load_upstream(args)
     upstream.fingerprint()  # of the weights as they came, before anything trains them
     tune_upstream(upstream, args, config)
     seed_everything(args.seed)
-    featurizer = build_featurizer(args.featurizer, upstream.num_hidden, upstream.dim, config.featurizer, fixed_layer)
+    featurizer = build_featurizer(args.featurizer, upstream.num_hidden, upstream.dim, config.featurizer, layer)
     if heads is not None:
         downstream = heads_only(heads, config.featurizer)
     else:
@@ -246,6 +239,23 @@ def build_model(args: Namespace, config: Config, task: Task, heads: dict[str, An
         trains_upstream=args.lora or args.upstream_trainable,
         normalize=args.upstream_feature_normalize,
     )
+
+
+def load_upstream(args: Namespace) -> tuple[Upstream, int | None]:
+    """The upstream of -u, and the hidden state -l names in it.
+
+    Where sizes differ from layer to layer, a featurizer that reads one layer gets an upstream that gives only that one.
+    """
+    selection, layer = args.upstream_feature_selection, args.upstream_layer_selection
+    source = (args.upstream, args.upstream_ckpt, args.upstream_model_config, selection, args.upstream_refresh)
+    try:
+        return build_upstream(*source), layer
+    except MixedShapesError:
+        if args.featurizer == "last_layer" and layer is None:
+            return build_upstream(*source, layer=-1), None
+        if args.featurizer == "layer" and layer is not None:
+            return build_upstream(*source, layer=layer), 0
+        raise
 
 
 def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:

@@ -138,9 +138,8 @@ def load_lora_state_dict(upstream: nn.Module, state: dict[str, Tensor]) -> None:
     ]
     if problems:
         more = [f"... {len(problems)} in all"] if len(problems) > 8 else []
-        raise problems_error(
-            "The LoRA adapters do not fit this upstream:", problems[:8] + more, "Use the rank, targets and layers of their training."
-        )
+        remedy = "Use the rank, targets and layers they were trained with."
+        raise problems_error("The LoRA adapters do not fit this upstream:", problems[:8] + more, remedy)
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
@@ -229,7 +228,7 @@ def _extras(upstream: nn.Module, options: LoraOptions) -> list[str]:
 
 
 def _refuse_idle_dropout(upstream: nn.Module, targets: list[Target], options: LoraOptions) -> None:
-    """Run a second of noise and see which targets are called as a Linear; UserError for those of which only the weight is read."""
+    """Run a second of noise and see which targets are called as a Linear; UserError if only the weight of any is read."""
     modules = dict(upstream.named_modules())
     called: set[str] = set()
     handles = []

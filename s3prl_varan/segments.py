@@ -24,6 +24,7 @@ HEADER = struct.Struct("<8s16s5IQ8s")  # magic, key, dtype, N, T, D, length, pay
 HEADER_BYTES, ALIGN = 128, 64
 DTYPES = (np.dtype("<f4"), np.dtype("<f2"))
 SUFFIX = ".seg"
+ABOUT = "store.json"  # beside the segments: what they hold
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,24 @@ def _next_header(file, start: int, size: int) -> int | None:
         if header[: len(MAGIC)] == MAGIC and _parse(Path(), 0, header)[0] is not None:
             return offset
     return None
+
+
+def used_bytes(folder: str | Path) -> int:
+    """Bytes of all segments in a cache or in one of its stores."""
+    total = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(SUFFIX):
+                try:
+                    total += os.path.getsize(os.path.join(base, name))
+                except FileNotFoundError:
+                    continue
+    return total
+
+
+def readable_bytes(count: float) -> str:
+    """12345678 -> '12.3 MB'."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"

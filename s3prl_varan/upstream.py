@@ -30,6 +30,10 @@ TOLERABLE_FRAMES = 5  # s3prl's TOLERABLE_SEQLEN_DIFF: frame counts may differ b
 CLIP_LENGTHS = (400, 800, 1600, 3200, 6400, 12800, SAMPLE_RATE)  # shortest clips to try, in samples
 
 
+class MixedShapesError(UserError):
+    """Hidden states that cannot be stacked; each by itself can be read."""
+
+
 @dataclass(frozen=True)
 class HiddenStates:
     """All hidden states of a batch; index 0 is the encoder's input."""
@@ -194,13 +198,13 @@ def _one_shape(layers: list[Tensor], batch: int, name: str, key: str) -> list[Te
             f"-s: feature '{key}' of upstream '{name}' must be [B, T, D], {batch} clips gave {list(wrong.shape)}. "
             "Choose another feature with -s."
         )
-    remedy = "Read one of them with `-f layer -l N`, or choose another feature with -s."
+    remedy = "Read one of them with `-f layer -l N` or `-f last_layer`, or choose another feature with -s."
     sizes = [layer.size(-1) for layer in layers]
     if len(set(sizes)) > 1:
-        raise UserError(f"The hidden states of upstream '{name}' differ in size: {_per_layer(sizes)}. {remedy}")
+        raise MixedShapesError(f"The hidden states of upstream '{name}' differ in size: {_per_layer(sizes)}. {remedy}")
     frames = [layer.size(1) for layer in layers]
     if max(frames) - min(frames) >= TOLERABLE_FRAMES:
-        raise UserError(f"The hidden states of upstream '{name}' differ in frame rate: {_per_layer(frames)} frames. {remedy}")
+        raise MixedShapesError(f"The hidden states of upstream '{name}' differ in frame rate: {_per_layer(frames)} frames. {remedy}")
     return [layer[:, : min(frames)] for layer in layers]
 
 

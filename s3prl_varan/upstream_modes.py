@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.lora import LoraDelta
 from s3prl_varan.lora_targets import transformer_layers
 
 LAYERDROP = ("layerdrop", "layer_drop", "encoder_layerdrop")  # read while running, by s3prl, torchaudio, Hugging Face
@@ -30,7 +31,7 @@ def disable_layerdrop(upstream: nn.Module) -> list[str]:
 def set_train_modes(upstream: nn.Module, *, dropout: bool, masking: bool) -> list[str]:
     """Choose what `train()` switches on in the upstream, for good. Returns lines for the log.
 
-    dropout: False sets every dropout probability (modules and attributes read by F.dropout) to 0; True keeps them.
+    dropout: False sets every dropout probability (of modules, and those handed to F.dropout) to 0, but for LoRA's own.
     masking: True masks spans of frames as in pre-training, with the probabilities in the upstream's own config; False not.
     Batch norms (conformers) always keep their running statistics. UserError if masking is asked of an upstream without.
     """
@@ -85,6 +86,8 @@ def _stay_in_eval(module: nn.Module, args: Any) -> None:
 def _no_dropout(upstream: nn.Module) -> list[str]:
     changed = 0
     for module in upstream.modules():
+        if isinstance(module, LoraDelta):
+            continue  # its dropout is LoRA's own
         is_dropout = "Drop" in type(module).__name__
         for attribute, value in list(vars(module).items()):
             named = "dropout" in attribute or (is_dropout and attribute in ("p", "drop_prob"))

@@ -15,7 +15,8 @@ PLAN = "plan.json"  # a sweep's list of cells, started or not
 STATUS = "status.json"  # what a sweep knows of a cell that has no result: pruned, failed
 CORPUS_KEYS = ("root", "libri_root", "speech_commands_root", "file_path")
 # Part of a cell's place in the tables, so no setting that tells two methods apart.
-PLACED = {"upstream", "upstream_ckpt", "downstream", "downstream_variant", "featurizer", "lora", "upstream_trainable", "seed"}
+PLACED = {f"args.{name}" for name in ("upstream", "downstream", "downstream_variant", "featurizer", "lora", "upstream_trainable", "seed")}
+PLACED.add("config.downstream_expert.datarc.test_fold")
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,7 @@ def _cell(folder: Path, status: str, args: dict[str, Any], config: dict[str, Any
     if ckpt:
         upstream += f" ({Path(str(ckpt)).name})"
     fold = args.get("downstream_variant") or datarc.get("test_fold") or ("fold1" if args.get("downstream") == "emotion" else "-")
-    placed = {f"args.{name}" for name in PLACED} | {f"config.downstream_expert.datarc.{key}" for key in (*CORPUS_KEYS, "test_fold")}
-    settings = {key: value for key, value in relevant_settings(args, config).items() if key not in placed}
+    settings = {key: value for key, value in relevant_settings(args, config).items() if key not in PLACED}
     return Cell(
         path=folder,
         status=status,

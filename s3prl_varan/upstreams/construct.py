@@ -22,6 +22,7 @@ NEEDED = {"ckpt": "-k is missing: the checkpoint to load", "model_config": "-g i
 FORCE_SAFE, FORCE_UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load's switches
 HUB_ERRORS = ("LocalEntryNotFoundError", "RepositoryNotFoundError", "GatedRepoError", "HFValidationError")
 SHOWN_KEYS = 4
+PICKLED = re.compile(r"GLOBAL ([A-Za-z_]\w*\.[\w.]*\w)")  # torch's way to name an object it will not load
 OFFLINE = re.compile(r"connect|offline|resolve|timed out|temporary failure|unreachable|max retries", re.IGNORECASE)
 
 
@@ -54,7 +55,10 @@ def construct(factory: Factory, ckpt: str | None, model_config: str | None, refr
 def _checked_arguments(factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool) -> dict[str, Any]:
     given = {"ckpt": ckpt, "model_config": model_config, "refresh": refresh or None}
     given = {key: value for key, value in given.items() if value is not None}
-    parameters = inspect.signature(factory.call).parameters
+    try:
+        parameters = dict(inspect.signature(factory.call).parameters)
+    except ValueError:  # written in C: has no signature to ask
+        parameters = {}
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     problems = [
         f"{FLAGS[key]} {value}: this upstream takes no such argument" for key, value in given.items()
@@ -155,8 +159,9 @@ def _explain(factory: Factory, ckpt: str | None, error: Exception, downloads: li
         said = str(cause)
         if "loading state_dict" in said:
             return _mismatch_error(name, source, said)
-        if isinstance(cause, pickle.UnpicklingError) and re.search(r"Unsupported (global|class|operand)", said):
-            return UserError(_needs_unpickling(name, source, said))
+        needed = PICKLED.search(said) if isinstance(cause, pickle.UnpicklingError) else None
+        if needed:
+            return UserError(_needs_unpickling(name, source, needed.group(1)))
         damaged = isinstance(cause, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in said
         if damaged or (isinstance(cause, KeyError) and not isinstance(cause.args[0], str)):  # an opcode torch does not know
             for path in downloads:
@@ -207,11 +212,9 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
     )
 
 
-def _needs_unpickling(name: str, source: str, said: str) -> str:
-    match = re.search(r"GLOBAL ([\w.]+)", said)
-    needed = f" ({match.group(1)})" if match else ""
+def _needs_unpickling(name: str, source: str, needed: str) -> str:
     return (
-        f"Upstream '{name}': {source} holds Python objects{needed} besides tensors; loading them "
+        f"Upstream '{name}': {source} holds Python objects ({needed}) besides tensors; loading them "
         "could run code hidden in the file, so it is refused. If you trust where it came from, convert it once: "
         "`state = torch.load(FILE, map_location='cpu', weights_only=False)`, replace those objects by plain dicts, lists and "
         "numbers (vars(x) for a Namespace), then `torch.save(state, NEW_FILE)`, and give -k NEW_FILE."

@@ -1,0 +1,13 @@
+"""Look into a feature cache (--cache) or empty it: `python cache.py info DIR`, `python cache.py clear DIR`. See --help."""
+
+import sys
+from pathlib import Path
+
+try:
+    from s3prl_varan.cache_tool import main
+except ModuleNotFoundError:  # a clone that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from s3prl_varan.cache_tool import main
+
+if __name__ == "__main__":
+    sys.exit(main())
