@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Write the LoRA adapters of an experiment, or the upstream with the adapters folded in.
 
-    python export_adapter.py result/downstream/EXPERIMENT adapter            PEFT's format for Hugging Face upstreams, else safetensors
-    python export_adapter.py result/downstream/EXPERIMENT merged.pt --merge  for `-u wavlm_local -k merged.pt` and the like
+    python export_adapter.py result/downstream/EXP adapter             PEFT's format for Hugging Face upstreams, else safetensors
+    python export_adapter.py result/downstream/EXP merged.pt --merge   for `-u wavlm_local -k merged.pt` and the like
+
+Without --merge OUT is a folder.
 """
 
 import argparse
@@ -24,9 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("experiment", metavar="{EXPDIR,CKPT}", help="folder or checkpoint of a run with --lora")
     parser.add_argument("out", metavar="OUT", help="folder to write; with --merge a file, or a folder for Hugging Face upstreams")
-    parser.add_argument("--format", choices=("auto", "peft", "safetensors"), default="auto", help="of the adapters (default auto)")
+    parser.add_argument("--format", choices=("auto", "peft", "safetensors"), default="auto", help="of the adapters")
     parser.add_argument("--merge", action="store_true", help="write a plain upstream checkpoint instead of adapters")
-    parser.add_argument("--base_ckpt", metavar="PATH", help="--merge: the upstream's checkpoint file, if the run was not given one")
+    parser.add_argument("--base_ckpt", metavar="PATH", help="--merge: the upstream's checkpoint file, if the run had no -k")
     parser.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="the upstream's checkpoint, if it has moved since the run")
     return parser
 
@@ -40,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         patch_torchaudio()
         path = export_experiment(
-            args.experiment, args.out, fmt=args.format, merge=args.merge, base_ckpt=args.base_ckpt, upstream_ckpt=args.upstream_ckpt
+            args.experiment,
+            args.out,
+            fmt=args.format,
+            merge=args.merge,
+            base_ckpt=args.base_ckpt,
+            upstream_ckpt=args.upstream_ckpt,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

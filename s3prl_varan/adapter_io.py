@@ -2,6 +2,8 @@
 
     peft          FOLDER/adapter_config.json + FOLDER/adapter_model.safetensors, names as AutoModel.from_pretrained has them
     safetensors   FOLDER/adapter.safetensors, names as in our upstream; the header holds options, upstream and its fingerprint
+
+Matrices are named and shaped as PEFT has them: lora_A [rank, in], lora_B [out, rank].
 """
 
 import json
@@ -84,7 +86,8 @@ def check_upstream(needs: dict[str, Any], upstream: nn.Module, source: str) -> N
     if needs.get("fingerprint") and hasattr(upstream, "fingerprint") and needs["fingerprint"] != upstream.fingerprint():
         raise UserError(
             f"{source} was trained on upstream '{needs['name']}' (-k {needs['ckpt']}, weights {needs['fingerprint'][:12]}), "
-            f"this one is '{upstream.name}' (-k {upstream.ckpt}, weights {upstream.fingerprint()[:12]}). Give it the one it needs."
+            f"this one is '{upstream.name}' (-k {upstream.ckpt}, weights {upstream.fingerprint()[:12]}). "
+            "Give it the upstream it needs."
         )
 
 
@@ -170,7 +173,7 @@ def _check_peft_config(config: Any, path: Path) -> None:
     if config.get("bias", "none") != "none":
         problems.append(f"bias: {config['bias']} is not supported")
     if problems:
-        raise problems_error(f"{path}: only plain LoRA of one rank can be read.", problems, "Merge it with PEFT and use the result.")
+        raise problems_error(f"{path}: only plain LoRA of one rank can be read.", problems, "Merge it with PEFT, use the result.")
 
 
 def _peft_names(upstream: nn.Module) -> dict[str, str]:

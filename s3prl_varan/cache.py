@@ -134,7 +134,7 @@ class FeatureCache:
 
     def forecast(self, num_samples: Sequence[int] | None, clips: int) -> str:
         """One line on what is stored and what will fit. num_samples: of every clip, where known; clips: how many there are."""
-        self.most_clips = max(1, clips)
+        self.most_clips = None if num_samples is None else clips
         kind = "means over time" if self.pooled else "all frames"
         head = f"cache: {self.store.folder}, {kind}, {len(self.store)} clips stored; "
         if num_samples is None and not self.pooled:

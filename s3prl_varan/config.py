@@ -106,7 +106,8 @@ def override_config(raw: dict[str, Any], path: list[str], value: Any, known: dic
     node, reference = raw, known
     for depth, key in enumerate(path):
         choices = {*(node or {}), *(reference or {})} if isinstance(reference, dict) or isinstance(node, dict) else set()
-        if key not in choices:
+        split = path[:-1] == ["downstream_expert", "datarc"] and _is_split(key, value)
+        if key not in choices and not split:
             where = ".".join(["config", *path])
             listed = ", ".join(sorted(map(str, choices))) or "nothing below it"
             hint = did_you_mean(key, choices)
@@ -165,6 +166,7 @@ def check_config(raw: dict[str, Any], featurizer: str, reference: dict[str, Any]
         built[name] = build_options(cls, values, name, problems)
     problems += _optimizer_problems(built["optimizer"], extra)
     problems += _scheduler_problems(raw.get("scheduler"))
+    problems += _specaug_problems(raw.get("specaug"))
     problems += _downstream_problems(raw.get("downstream_expert"), reference.get("downstream_expert"))
     if problems:
         raise problems_error(f"{source}: {len(problems)} problem(s) in the config:", problems)
@@ -286,6 +288,22 @@ def _scheduler_problems(section: Any) -> list[str]:
     return [f"scheduler.{key}: unknown to {section['name']}.{did_you_mean(key, takes)}" for key in unknown]
 
 
+def _specaug_problems(section: Any) -> list[str]:
+    from s3prl_varan.specaug import SpecAugOptions
+
+    problems: list[str] = []
+    if section and isinstance(section, dict):
+        build_options(SpecAugOptions, section, "specaug", problems)
+    elif section:
+        problems.append(f"specaug: expected keys and values, or null for none; found {section!r}")
+    return problems
+
+
+def _is_split(key: str, value: Any) -> bool:
+    """Lists under datarc whose key says what they are for are splits of the user's naming, e.g. `test-noisy: [noisy]`."""
+    return isinstance(value, list) and str(key).startswith(("train", "dev", "test"))
+
+
 def _downstream_problems(section: Any, reference: Any) -> list[str]:
     """datarc holds the keys s3prl's expert reads; the shipped config has them all. modelrc is the expert's own business."""
     if not isinstance(section, dict):
@@ -294,7 +312,7 @@ def _downstream_problems(section: Any, reference: Any) -> list[str]:
         return []
     problems = []
     known = reference.get("datarc") or {}
-    for key in section.get("datarc") or {}:
-        if known and key not in known:
+    for key, value in (section.get("datarc") or {}).items():
+        if known and key not in known and not _is_split(key, value):
             problems.append(f"downstream_expert.datarc.{key}: unknown key.{did_you_mean(key, known)} Known: {', '.join(known)}.")
     return problems

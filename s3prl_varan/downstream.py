@@ -33,6 +33,7 @@ class BatchState:
     prediction: Tensor | None = None  # aggregated [B, C] or [B, T, V], as handed to the expert
     lengths: Tensor | None = None  # [B] of the prediction's T
     terms: list[Elbo] = field(default_factory=list)  # one for each call of the objective
+    unaligned: Tensor | None = None  # [B] bool, CTC only: targets that need more frames than there are
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,29 @@ class LayerwiseCTC(_Objective):
         self.blank, self.zero_infinity = blank, zero_infinity
 
     def forward(self, _predicted: Tensor, labels: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+        input_lengths = input_lengths.to(labels.device)
+        self.state.unaligned = ctc_frames_needed(labels, target_lengths) > input_lengths
+        if not self.zero_infinity and bool(self.state.unaligned.any()):
+            raise UserError(
+                f"{int(self.state.unaligned.sum())} utterances of a batch have more symbols than frames, so their CTC loss is "
+                "infinite. Set config.downstream_expert.datarc.zero_infinity=True, or leave them out of the corpus."
+            )
         nll = layerwise_ctc(
             self.state.layer_logits.log_softmax(dim=-1),
             labels,
-            input_lengths.to(labels.device),
+            input_lengths,
             target_lengths,
             blank=self.blank,
             zero_infinity=self.zero_infinity,
         )
         norm = input_lengths if self.settings.ctc_normalize == "frames" else target_lengths
         return self.combine(nll / norm.to(nll).clamp_min(1)[:, None])
+
+
+def ctc_frames_needed(labels: Tensor, target_lengths: Tensor) -> Tensor:
+    """Frames a CTC path needs at least: one per symbol, one more between equal neighbours. labels [B, S], lengths [B] -> [B]."""
+    within = torch.arange(1, labels.size(1), device=labels.device) < target_lengths[:, None]
+    return target_lengths + ((labels[:, 1:] == labels[:, :-1]) & within).sum(dim=1)
 
 
 def layerwise_ctc(
@@ -160,6 +174,8 @@ class LayerwiseDownstream(nn.Module):
         placeholders = [features.lengths.new_zeros(length, 1) for length in features.lengths.tolist()]
         loss = self.expert(split, placeholders, *others, records=records)
         terms = self.state.terms
+        if self.state.unaligned is not None:
+            records.setdefault("unaligned", []).extend(self.state.unaligned.tolist())
         self.state.features = self.state.layer_logits = self.state.prediction = None  # let the graph go
         return Elbo(loss, sum(term.nll for term in terms), terms[0].kl)
 

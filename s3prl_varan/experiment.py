@@ -21,10 +21,18 @@ from s3prl_varan.config import Config
 from s3prl_varan.downstream import adapt_expert, heads_only, quiet
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.featurizers import build_featurizer, featurizer_class
+from s3prl_varan.lora import apply_lora
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.options import CALL_FLAGS
+from s3prl_varan.specaug import build_specaug
 from s3prl_varan.tasks import Task, find_task
 from s3prl_varan.upstream import MixedShapesError, Upstream, build_upstream
+from s3prl_varan.upstream_modes import (
+    disable_layerdrop,
+    enable_gradient_checkpointing,
+    set_cnn_training,
+    set_train_modes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +48,8 @@ def run(args: Namespace) -> None:
     args, config, payload, source = settle(args)
     task = find_task(args.downstream)
     if args.mode != "inference":
-        task.check_data(config.raw["downstream_expert"], args.downstream_variant)
+        section, variant = config.raw["downstream_expert"], args.downstream_variant
+        task.check_data(section, variant, splits_used(args, config, task))
     seed_everything(args.seed)
     model = build_model(args, config, task, heads=payload.get("Heads") if args.mode == "inference" else None)
     if payload is not None:
@@ -162,7 +171,7 @@ def check_splits(args: Namespace, config: Config) -> None:
         "runner.train_dataloader": [config.runner.train_dataloader],
     }
     if args.mode != "inference":
-        asked["-t"] = split_names(args, task)
+        asked["-t"] = split_names(args, task, config)
     for source, names in asked.items():
         for name in names:
             if name not in known:
@@ -173,9 +182,17 @@ def check_splits(args: Namespace, config: Config) -> None:
         raise UserError("runner.eval_dataloaders: needs a dev split, it chooses the best checkpoint.")
 
 
-def split_names(args: Namespace, task: Task) -> list[str]:
-    """The splits of -t (several joined by commas), or the task's test splits."""
-    return args.evaluate_split.split(",") if args.evaluate_split else list(task.test_splits)
+def split_names(args: Namespace, task: Task, config: Config) -> list[str]:
+    """The splits of -t (several joined by commas), or all of the task's test splits."""
+    if args.evaluate_split:
+        return args.evaluate_split.split(",")
+    return [name for name in task.splits(config.raw["downstream_expert"]) if name.startswith("test")]
+
+
+def splits_used(args: Namespace, config: Config, task: Task) -> list[str]:
+    """All splits this run will read."""
+    trained = [config.runner.train_dataloader, *config.runner.eval_dataloaders] if args.mode == "train" else []
+    return list(dict.fromkeys([*trained, *split_names(args, task, config)]))
 
 
 def experiment_folder(args: Namespace) -> Path:
@@ -238,6 +255,7 @@ def build_model(args: Namespace, config: Config, task: Task, heads: dict[str, An
         downstream,
         trains_upstream=args.lora or args.upstream_trainable,
         normalize=args.upstream_feature_normalize,
+        specaug=build_specaug(config.raw.get("specaug")),
     )
 
 
@@ -259,7 +277,22 @@ def load_upstream(args: Namespace) -> tuple[Upstream, int | None]:
 
 
 def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:
-    """Make trainable what is to be trained of the upstream: LoRA adapters, all of it, or nothing."""
+    """Make trainable what is to be trained of the upstream: LoRA adapters, all of it but the CNN, or nothing."""
+    if not (args.lora or args.upstream_trainable):
+        return
+    options = config.upstream
+    notes = [f"layer drop off, all hidden states are read: {changed}" for changed in disable_layerdrop(upstream)]
+    notes += set_train_modes(upstream, dropout=options.dropout, masking=options.masking)
+    if args.lora:
+        report = apply_lora(upstream, config.lora)
+        notes.append(str(report))
+    else:
+        upstream.requires_grad_(True)
+        set_cnn_training(upstream, options.train_cnn)
+    if options.gradient_checkpointing:
+        notes.append(f"gradient checkpointing of {enable_gradient_checkpointing(upstream)} layers")
+    for note in notes:
+        print(f"upstream: {note}")
 
 
 def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream) -> torch.nn.Module:
@@ -271,7 +304,7 @@ def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream
         expert = module.DownstreamExpert(
             upstream_dim=upstream.dim,
             upstream_rate=upstream.downsample_rate,
-            **{**flags, **config.raw},
+            **{**flags, **config.raw, "downstream_expert": task.expert_section(section)},
         )
     task.adjust(expert, section, args.downstream_variant)
     return expert

@@ -7,7 +7,13 @@ from s3prl_varan.errors import UserError
 
 
 def export_experiment(
-    place: str, out: str, *, fmt: str = "auto", merge: bool = False, base_ckpt: str | None = None, upstream_ckpt: str | None = None
+    place: str,
+    out: str,
+    *,
+    fmt: str = "auto",
+    merge: bool = False,
+    base_ckpt: str | None = None,
+    upstream_ckpt: str | None = None,
 ) -> Path:
     """Write what a LoRA run learned of the upstream. place: experiment folder or checkpoint; out: folder, or file for `merge`.
 

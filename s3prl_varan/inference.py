@@ -17,6 +17,8 @@ def infer(args: Namespace, task: Task, model: SpeechModel, device: torch.device)
     """Predict the file(s) of -t (joined by commas), print them, and append them to EXPDIR/inference.jsonl."""
     if not args.evaluate_split:
         raise UserError("-m inference needs -t, the audio file to predict.")
+    if task.infer is not None:
+        return task.infer(args, model, device)
     paths = [Path(name) for name in args.evaluate_split.split(",")]
     wavs = [read_audio(path) for path in paths]  # all readable before anything is predicted
     model.eval()

@@ -10,6 +10,7 @@ from s3prl_varan.config import Config
 from s3prl_varan.metrics import confusion
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.options import CALL_FLAGS
+from s3prl_varan.parameters import PartSize, parameter_table
 from s3prl_varan.tasks import Task
 
 MAX_CONFUSION_CLASSES = 50
@@ -51,7 +52,7 @@ def experiment_result(
         "dev": best.figures,
         "test": {split: evaluation.figures for split, evaluation in done.items()},
         "layers": model.featurizer.layers,
-        "parameters": parameter_counts(model),
+        "parameters": {row.part: {"trainable": row.trainable, "total": row.total} for row in model_parameters(model)},
         "args": plain_args(args),
         "config": config.raw,
     }
@@ -68,16 +69,9 @@ def plain_args(args: Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in CALL_FLAGS}
 
 
-def parameter_counts(model: SpeechModel) -> dict[str, dict[str, int]]:
-    """{"upstream": {"trainable": n, "total": n}, ...} of the three parts."""
-    parts = {"upstream": model.upstream, "featurizer": model.featurizer, "downstream": model.downstream}
-    return {
-        name: {
-            "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
-            "total": sum(p.numel() for p in part.parameters()),
-        }
-        for name, part in parts.items()
-    }
+def model_parameters(model: SpeechModel) -> list[PartSize]:
+    """Trainable and total parameters of each part, and of all."""
+    return parameter_table({"upstream": model.upstream, "featurizer": model.featurizer, "downstream": model.downstream})
 
 
 def figures_table(rows: dict[str, dict[str, float]]) -> str:

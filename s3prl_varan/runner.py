@@ -23,9 +23,11 @@ from s3prl_varan.downstream import heads_spec, quiet
 from s3prl_varan.errors import UserError
 from s3prl_varan.layer_report import write_layer_weights
 from s3prl_varan.loaders import EpochBatches, eval_loader, train_loader
+from s3prl_varan.lora import check_lora_gradients
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.optim import build_optimizer, build_scheduler
-from s3prl_varan.results import Best, Evaluation, experiment_result, figures_table, plain_args
+from s3prl_varan.parameters import format_parameter_table
+from s3prl_varan.results import Best, Evaluation, experiment_result, figures_table, model_parameters, plain_args
 from s3prl_varan.tasks import Task
 
 
@@ -49,6 +51,7 @@ class Runner:
         self.is_main = self.accelerator.is_main_process
         self.writer = SummaryWriter(str(self.expdir)) if self.is_main and args.mode == "train" else None
         self.eval_loaders: dict[str, Any] = {}
+        self.lora_checked = False
         if args.verbose and self.is_main:
             print(model)
         if args.cache and args.mode != "inference":
@@ -58,7 +61,7 @@ class Runner:
         """Take the frozen upstream's features from the cache, and say what will fit."""
         from s3prl_varan.cache import attach_cache
 
-        options, asked = self.config.runner, experiment.split_names(self.args, self.task)
+        options, asked = self.config.runner, experiment.split_names(self.args, self.task, self.config)
         if self.args.mode == "train":
             asked = [options.train_dataloader, *options.eval_dataloaders, *asked]
         with quiet():
@@ -84,6 +87,8 @@ class Runner:
             if scheduler is not None:
                 scheduler.load_state_dict(resume["Scheduler"])
             torch.set_rng_state(resume["Rng"])
+        if self.is_main:
+            print(format_parameter_table(model_parameters(self.model)))
         wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
         batches = self._train_batches(step * options.gradient_accumulate_steps)
         stream = iter(batches)
@@ -127,6 +132,9 @@ class Runner:
             with self.accelerator.accumulate(wrapped):
                 terms = wrapped(options.train_dataloader, self._to_device(wavs), tuple(others), records)
                 self.accelerator.backward(terms["loss"])
+                if self.args.lora and not self.lora_checked:
+                    check_lora_gradients(self.model.upstream)
+                    self.lora_checked = True
                 if self.accelerator.sync_gradients:
                     clip = options.gradient_clipping or math.inf
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
@@ -245,7 +253,7 @@ class Runner:
 
     def evaluate_splits(self, step: int) -> dict[str, Evaluation]:
         """Evaluate the splits of -t and print their figures."""
-        splits = experiment.split_names(self.args, self.task)
+        splits = experiment.split_names(self.args, self.task, self.config)
         done = {split: self.evaluate(split, step) for split in splits}
         if self.is_main:
             print(figures_table({split: evaluation.figures for split, evaluation in done.items()}))

@@ -20,14 +20,15 @@ class Task:
     metric: str  # the figure that chooses the best checkpoint
     higher_is_better: bool
     measure: Callable[[Records], dict[str, float]]  # records of a whole split -> figures in percent
-    check_data: Callable[[dict[str, Any], str | None], None] = lambda section, variant: None
+    check_data: Callable[[dict[str, Any], str | None, list[str]], None] = lambda section, variant, splits: None
     adjust: Callable[[Any, dict[str, Any], str | None], None] = lambda expert, section, variant: None
     truth: str = "truth"  # records' key of the labels
     predict: str = "predict"
     filename: str = "filename"
     default_fold: str | None = None
-    test_splits: tuple[str, ...] = ("test",)
     splits: Callable[[dict[str, Any]], list[str]] = lambda section: ["train", "dev", "test"]
+    expert_section: Callable[[dict[str, Any]], dict[str, Any]] = lambda section: section  # as s3prl's expert is to see it
+    infer: Callable[..., None] | None = None  # its own -m inference: (args, model, device)
 
     def better(self, value: float, than: float | None) -> bool:
         """Is `value` of the metric better than the best so far?"""
@@ -42,7 +43,7 @@ def _emotion_folder(section: dict[str, Any], variant: str | None) -> Path:
     return Path(section["datarc"]["meta_data"]) / fold.replace("fold", "Session")
 
 
-def _check_emotion(section: dict[str, Any], variant: str | None) -> None:
+def _check_emotion(section: dict[str, Any], variant: str | None, splits: list[str]) -> None:
     """The corpus and the fold's metadata are there, and every clip it names can be read."""
     datarc = section["datarc"]
     root, folder = Path(datarc["root"]), _emotion_folder(section, variant)
@@ -152,3 +153,6 @@ def find_task(name: str) -> Task:
             f"Use s3prl's own run_downstream.py for it (weighted sum only), or one of: {known}."
         )
     raise UserError(f"Unknown downstream '{name}': expected one of {known}.{did_you_mean(name, TASKS)}")
+
+
+from s3prl_varan import asr  # noqa: E402, F401 (registers itself)

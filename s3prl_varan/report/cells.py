@@ -1,4 +1,4 @@
-"""Experiment folders as cells of a comparison: what was run, on which fold and seed, and what came out, or that nothing did yet."""
+"""Experiment folders as cells of a comparison: what was run, on which fold and seed, and what came out, if anything did."""
 
 import glob
 import json
@@ -15,7 +15,8 @@ PLAN = "plan.json"  # a sweep's list of cells, started or not
 STATUS = "status.json"  # what a sweep knows of a cell that has no result: pruned, failed
 CORPUS_KEYS = ("root", "libri_root", "speech_commands_root", "file_path")
 # Part of a cell's place in the tables, so no setting that tells two methods apart.
-PLACED = {f"args.{name}" for name in ("upstream", "downstream", "downstream_variant", "featurizer", "lora", "upstream_trainable", "seed")}
+_PLACED_FLAGS = ("upstream", "downstream", "downstream_variant", "featurizer", "lora", "upstream_trainable", "seed")
+PLACED = {f"args.{name}" for name in _PLACED_FLAGS}
 PLACED.add("config.downstream_expert.datarc.test_fold")
 
 

@@ -9,8 +9,8 @@ from s3prl_varan.report.table import Row, by_column, leaderboard
 
 LEGEND = (
     "± is the standard deviation over seeds of the mean over folds (with † over folds: a single seed). "
-    "Δ is the paired difference to {baseline} of the same tuning, in points, with a 95 % bootstrap interval over (fold, seed) pairs; "
-    "* marks an interval without zero. With few pairs the interval is too narrow: read it as a lower bound of the doubt. "
+    "Δ is the paired difference to {baseline} of the same tuning, in points, with a 95 % bootstrap interval over (fold, seed) "
+    "pairs; * marks an interval without zero. With few pairs the interval is too narrow: read it as a lower bound of the doubt. "
     "Bold: best complete row of its column. A method with several settings shows the one best on dev."
 )
 
@@ -40,13 +40,11 @@ def leaderboard_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list
     """(header, body): a row per featurizer and tuning; per setup the score, the difference and the number of cells."""
     chosen = leaderboard(rows)
     columns = by_column(chosen)
-    variants = {key: len({str(row.settings) for row in rows if (row.setup, row.split) == key}) for key in columns}
     header = ["method"]
     for (setup, split), held in columns.items():
         direction = "↑" if held[0].higher_is_better else "↓"
         name = f"{setup}, {split} {held[0].metric} {direction}"
         header += [name, "Δ [95 %]", "cells"]
-    assert variants
     body = []
     for method in _method_order(chosen):
         line = [method]
@@ -58,6 +56,20 @@ def leaderboard_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list
                 line += [score_text(row, bold), difference_text(row), f"{len(row.values)}/{len(row.expected)}"]
         body.append(line)
     return header, body
+
+
+def chosen_notes(rows: list[Row]) -> list[str]:
+    """Which setting of a method stands in the leaderboard, where there were several."""
+    notes = []
+    for row in leaderboard(rows):
+        siblings = [other for other in rows if _group(other) == _group(row)]
+        if len(siblings) > 1:
+            notes.append(f"{row.setup}, {row.split}: {row.label} was best on dev of {len(siblings)} settings of {row.method}.")
+    return notes
+
+
+def _group(row: Row) -> tuple:
+    return row.setup, row.split, row.method
 
 
 def _method_order(rows: list[Row]) -> list[str]:
@@ -80,6 +92,7 @@ def settings_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list[st
     for held in by_column(rows).values():
         for row in sorted(held, key=lambda row: -row.sign() * row.dev_mean if row.values else math.inf):
             done = [cell for cell in row.cells.values() if cell.done]
+            steps = [cell.steps for cell in done]
             seconds = [cell.seconds for cell in done if cell.seconds]
             body.append(
                 [
@@ -92,11 +105,34 @@ def settings_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list[st
                     difference_text(row),
                     f"{len(row.values)}/{len(row.expected)}",
                     f"{row.rising}/{len(done)}",
-                    "-".join(str(step) for step in sorted({min(c.steps for c in done), max(c.steps for c in done)})) if done else "",
+                    "-".join(str(step) for step in sorted({min(steps), max(steps)})) if steps else "",
                     f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
                 ]
             )
     return SETTINGS_HEADER, body
+
+
+SETTINGS_LEGEND = (
+    "Still rising: cells whose best dev figure came in the last tenth of their steps; where there are many, the budget was too "
+    "short to compare."
+)
+CELLS_HEADER = ["setup", "method", "fold", "seed", "status", "split", "test", "dev", "best step", "steps", "folder", "note"]
+
+
+def cells_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """(header, body): every experiment, and every (fold, seed) a method lacks."""
+    body = []
+    for row in rows:
+        for key in sorted(row.expected | set(row.cells)):
+            cell, value = row.cells.get(key), row.values.get(key)
+            line = [str(row.setup), row.label, key[0], str(key[1])]
+            if cell is None:
+                body.append([*line, "incomplete: missing", row.split, *[""] * 6])
+                continue
+            status = "done" if cell.done else f"incomplete: {cell.status}"
+            shown = [_number(value), _number(cell.dev.get(row.metric)), str(cell.best_step or ""), str(cell.steps or "")]
+            body.append([*line, status, row.split, *shown, str(cell.path), cell.note])
+    return CELLS_HEADER, body
 
 
 def markdown(header: list[str], body: list[list[str]]) -> str:
@@ -156,8 +192,9 @@ def bold_latex(text: str) -> str:
 
 
 CSV_HEADER = [
-    "upstream", "downstream", "corpus", "split", "metric", "featurizer", "tuning", "variant", "mean", "std", "std_over", "dev_mean",
-    "cells", "expected_cells", "complete", "best", "baseline", "difference", "ci_low", "ci_high", "pairs", "still_rising",
+    "upstream", "downstream", "corpus", "split", "metric", "featurizer", "tuning", "variant", "mean", "std", "std_over",
+    "dev_mean", "cells", "expected_cells", "complete", "best", "baseline", "difference", "ci_low", "ci_high", "pairs",
+    "still_rising",
 ]  # fmt: skip
 
 
@@ -171,7 +208,8 @@ def rows_csv(rows: list[Row]) -> str:
         delta = row.difference
         variant = "; ".join(f"{name}={value}" for name, value in row.variant.items())
         writer.writerow(
-            [row.setup.upstream, row.setup.downstream, row.setup.corpus, row.split, row.metric, row.featurizer, row.tuning, variant]
+            [row.setup.upstream, row.setup.downstream, row.setup.corpus, row.split, row.metric]
+            + [row.featurizer, row.tuning, variant]
             + [_number(row.mean), _number(spread), over, _number(row.dev_mean)]
             + [len(row.values), len(row.expected), int(row.complete), int(row.best)]
             + ([delta.baseline, _number(delta.mean), _number(delta.low), _number(delta.high), delta.pairs] if delta else [""] * 5)
@@ -181,15 +219,10 @@ def rows_csv(rows: list[Row]) -> str:
 
 
 def cells_csv(rows: list[Row]) -> str:
-    """Every cell of every row, finished or not."""
+    """The table of cells as CSV."""
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["setup", "split", "metric", "method", "fold", "seed", "status", "test", "dev", "best_step", "steps", "folder"])
-    for row in rows:
-        for (fold, seed), cell in sorted(row.cells.items()):
-            value = row.values.get((fold, seed))
-            shown = [_number(value), _number(cell.dev.get(row.metric)), cell.best_step if cell.done else "", cell.steps]
-            writer.writerow([str(row.setup), row.split, row.metric, row.label, fold, seed, cell.status, *shown, cell.path])
+    header, body = cells_table(rows)
+    csv.writer(table, lineterminator="\n").writerows([header, *body])
     return table.getvalue()
 
 

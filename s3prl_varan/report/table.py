@@ -145,7 +145,8 @@ def _rows_of_setup(setup: Setup, cells: list[Cell], metric: str | None, notes: l
     name = metric or (done[0].metric if done else "")
     known = sorted({figure for cell in done for figures in cell.test.values() for figure in figures})
     if metric and done and metric not in known:
-        raise UserError(f"--metric: {setup} has no figure '{metric}', expected one of {', '.join(known)}.{did_you_mean(metric, known)}")
+        hint = did_you_mean(metric, known)
+        raise UserError(f"--metric: {setup} has no figure '{metric}', expected one of {', '.join(known)}.{hint}")
     higher = _higher_is_better(name, done)
     expected = {cell.key for cell in cells}
     splits = sorted({split for cell in done for split in cell.test}) or ["test"]
@@ -228,7 +229,7 @@ def chosen_on_dev(rows: list[Row]) -> Row:
     """Of a method's variants, the complete one that is best on dev (never on test); where none is complete, the fullest."""
     complete = [row for row in rows if row.complete]
     if complete:
-        return max(complete, key=lambda row: row.sign() * row.dev_mean if row.dev_mean == row.dev_mean else -math.inf)
+        return max(complete, key=lambda row: -math.inf if math.isnan(row.dev_mean) else row.sign() * row.dev_mean)
     return max(rows, key=lambda row: len(row.values))
 
 
@@ -246,7 +247,7 @@ def leaderboard(rows: list[Row]) -> list[Row]:
 
 
 def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> None:
-    """Set each row's difference to the baseline of the same tuning (or the frozen one), its variant chosen on dev."""
+    """Set each row's difference to the baseline of the same tuning, its variant chosen on dev."""
     by_tuning = defaultdict(list)
     for row in rows:
         if row.featurizer == baseline:

@@ -1,0 +1,380 @@
+"""Feature cache: same metrics as without, concurrent writers, killed writers, damaged entries, budget, refusals, command line."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s3prl_varan.cache import FeatureCache, clip_key
+from s3prl_varan.cache_tool import main as cache_main
+from s3prl_varan.cli import main
+from s3prl_varan.errors import UserError
+from s3prl_varan.features import stack_layers
+from s3prl_varan.segments import ALIGN, HEADER_BYTES, SegmentStore
+from s3prl_varan.upstream import build_upstream
+
+TINY = f"{Path(__file__).parent / 'tiny_expert.py'}:tiny"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _array(index: int, frames: int = 3) -> np.ndarray:
+    return np.random.default_rng(index).standard_normal((4, frames, 6)).astype("float32")
+
+
+def _key(index: int) -> bytes:
+    return index.to_bytes(16, "big")
+
+
+def _clips(count: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [0.1 * torch.randn(3200 + 320 * (index % 7), generator=generator) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def upstream():
+    return build_upstream(TINY)
+
+
+# ---- storage
+
+
+def test_stored_arrays_come_back_to_every_reader(tmp_path):
+    writer, reader = SegmentStore(tmp_path), SegmentStore(tmp_path)
+    arrays = {index: _array(index, frames=index + 1).astype("f2" if index % 2 else "f4") for index in range(10)}
+    for index, array in arrays.items():
+        writer.put(_key(index), array, length=index + 1)
+    reader.refresh()
+    for store in (writer, reader, SegmentStore(tmp_path)):
+        assert len(store) == 10 and store.verify() == 0
+        for index, array in arrays.items():
+            found, length = store.get(_key(index))
+            assert found.dtype == array.dtype and length == index + 1
+            np.testing.assert_array_equal(found, array)
+    assert reader.get(_key(99)) is None
+
+
+def test_a_segment_cut_anywhere_loses_only_the_last_record(tmp_path):
+    whole = SegmentStore(tmp_path / "whole")
+    for index in range(3):
+        whole.put(_key(index), _array(index), 3)
+    content = next((tmp_path / "whole").glob("*.seg")).read_bytes()
+    last = len(content) // 3 * 2
+    payload = _array(0).nbytes
+    for cut in (
+        last,
+        last + 1,
+        last + HEADER_BYTES - 1,
+        last + HEADER_BYTES,
+        last + HEADER_BYTES + payload - 1,
+        len(content) - 1,
+    ):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (folder / "a.seg").write_bytes(content[:cut])
+        store = SegmentStore(folder)
+        assert sorted(store.records) == [_key(0), _key(1)] and store.verify() == 0
+        with open(folder / "a.seg", "ab") as file:  # the rest arrives: a writer that was only slow
+            file.write(content[cut:])
+        store.refresh()
+        assert len(store) == 3 and store.verify() == 0
+
+
+@pytest.mark.parametrize("where", ["magic", "shape", "payload"])
+def test_a_damaged_record_is_skipped_and_replaced(tmp_path, where, caplog):
+    store = SegmentStore(tmp_path)
+    for index in range(3):
+        store.put(_key(index), _array(index), 3)
+    path = next(tmp_path.glob("*.seg"))
+    content = bytearray(path.read_bytes())
+    stride = len(content) // 3
+    content[stride + {"magic": 2, "shape": 30, "payload": HEADER_BYTES + 50}[where]] ^= 0xFF
+    path.write_bytes(content)
+    store = SegmentStore(tmp_path)
+    assert store.get(_key(1)) is None and "damaged" in caplog.text
+    np.testing.assert_array_equal(store.get(_key(2))[0], _array(2))  # what follows is found again
+    store.put(_key(1), _array(1), 3)
+    fresh = SegmentStore(tmp_path)
+    assert fresh.verify() == 0 and len(fresh) == 3
+    np.testing.assert_array_equal(fresh.get(_key(1))[0], _array(1))
+
+
+def _write_forever(folder: Path) -> None:
+    store = SegmentStore(folder)
+    for index in range(10**9):
+        store.put(_key(index), _array(index, frames=2000), 2000)
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_records(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for attempt in range(4):
+        writer = context.Process(target=_write_forever, args=(tmp_path,), daemon=True)
+        writer.start()
+        deadline = time.monotonic() + 20
+        while not any(path.stat().st_size > 10**6 for path in tmp_path.glob("*.seg")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(0.003 * attempt)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        store = SegmentStore(tmp_path)
+        assert len(store) > 0
+        for key in list(store.records):
+            np.testing.assert_array_equal(store.get(key)[0], _array(int.from_bytes(key, "big"), frames=2000))
+        for path in tmp_path.glob("*.seg"):
+            path.unlink()
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    store = SegmentStore(tmp_path)
+    store.put(_key(0), _array(0), 3)
+    size = store._own_path.stat().st_size
+    real = os.write
+
+    def fills_up(fd, data):
+        real(fd, bytes(data)[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("s3prl_varan.segments.os.write", fills_up)
+    with pytest.raises(OSError, match="No space"):
+        store.put(_key(1), _array(1), 3)
+    monkeypatch.undo()
+    assert store._own_path.stat().st_size == size
+    store.put(_key(2), _array(2), 3)
+    fresh = SegmentStore(tmp_path)
+    assert sorted(fresh.records) == [_key(0), _key(2)] and fresh.verify() == 0
+
+
+# ---- features
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_features_are_those_of_the_upstream(tmp_path, upstream, pooled, normalize):
+    wavs = _clips(5)
+    wavs.append(wavs[0].clone())  # twice in one batch: one entry
+    with torch.no_grad():
+        states = upstream(wavs)
+    for layers in ([1, 2, 3, 4], [4], [0, 3, 2]):
+        chosen = [states.layers[index] for index in layers]
+        expected = stack_layers(chosen, states.lengths, pool=pooled, normalize=normalize)
+        cache = FeatureCache(tmp_path, upstream, pooled=pooled, normalize=normalize)
+        for _ in range(2):  # computed (or found on disk), then from memory
+            found = cache.encode(wavs, layers)
+            assert found.hidden.dtype == torch.float32 and found.lengths.tolist() == expected.lengths.tolist()
+            for row, length in enumerate(expected.lengths):
+                torch.testing.assert_close(
+                    found.hidden[row, :, :length], expected.hidden[row, :, :length],
+                    rtol=1e-5 if pooled else 1e-3, atol=1e-5 if pooled else 1e-3,
+                )  # fmt: skip
+                assert (found.hidden[row, :, length:] == 0).all()
+        assert cache.misses == (5 if layers == [1, 2, 3, 4] else 0)  # other layers read the same entries
+
+
+def test_an_entry_does_not_depend_on_the_batch_it_came_in(tmp_path, upstream):
+    wavs = _clips(6)
+    together = FeatureCache(tmp_path / "a", upstream, pooled=False).encode(wavs, [0, 4]).hidden
+    cache = FeatureCache(tmp_path / "b", upstream, pooled=False)
+    for wav in reversed(wavs):
+        cache.encode([wav], [0, 4])
+    assert torch.equal(cache.encode(wavs, [0, 4]).hidden, together)
+
+
+def test_every_sample_counts(upstream):
+    wav = _clips(1)[0]
+    other = wav.clone()
+    other[-1] += 1e-6
+    assert clip_key(wav) != clip_key(other) and clip_key(wav) == clip_key(wav.double().float())
+    assert clip_key(wav) != clip_key(wav[:-1])
+
+
+def test_values_beyond_half_precision_are_kept(tmp_path, upstream, monkeypatch):
+    monkeypatch.setattr(
+        "s3prl_varan.cache.stack_layers", lambda layers, *a, **k: stack_layers([1e6 * x for x in layers], *a, **k)
+    )
+    wavs = _clips(2)
+    cache = FeatureCache(tmp_path, upstream, pooled=False)
+    first = cache.encode(wavs, [4]).hidden
+    assert first.isfinite().all() and torch.equal(cache.encode(wavs, [4]).hidden, first) and cache.hits == 2
+
+
+@pytest.mark.parametrize("changed", ["weights", "selection", "normalize", "kept", "code"])
+def test_what_features_depend_on_has_its_own_store(tmp_path, upstream, changed):
+    wavs = _clips(2)
+    FeatureCache(tmp_path, upstream, pooled=True).encode(wavs, [4])
+    other, options = upstream, {"pooled": True}
+    if changed == "weights":
+        other = build_upstream(TINY)
+        with torch.no_grad():
+            other.expert.layers[3].weight[0, 0] += 1e-3
+    elif changed == "selection":
+        other = build_upstream(TINY, feature_selection="last_hidden_state")
+    elif changed == "code":
+        copy = tmp_path / "tiny_expert.py"
+        copy.write_text(Path(TINY.rpartition(":")[0]).read_text() + "\n# another version\n")
+        other = build_upstream(f"{copy}:tiny")
+    elif changed == "normalize":
+        options["normalize"] = True
+    else:
+        options["pooled"] = False
+    cache = FeatureCache(tmp_path, other, **options)
+    cache.encode(wavs, [0])
+    assert cache.misses == 2
+    same = FeatureCache(tmp_path, build_upstream(TINY), pooled=True)
+    same.encode(wavs, [4])
+    assert same.misses == 0
+
+
+def _fill(root: Path, order: int, barrier) -> None:
+    torch.set_num_threads(1)
+    upstream = build_upstream(TINY)
+    cache = FeatureCache(root, upstream, pooled=True)
+    wavs = _clips(60)
+    barrier.wait(timeout=60)
+    for start in range(0, 60, 4):
+        batch = wavs[start : start + 4] if order == 0 else wavs[56 - start : 60 - start]
+        cache.encode(batch, [1, 2, 3, 4])
+
+
+def test_two_processes_filling_one_cache_lose_nothing(tmp_path, upstream):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=_fill, args=(tmp_path, order, barrier)) for order in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        assert worker.exitcode == 0
+    cache = FeatureCache(tmp_path, upstream, pooled=True)
+    wavs = _clips(60)
+    found = cache.encode(wavs, [1, 2, 3, 4]).hidden
+    assert cache.misses == 0 and len(list(cache.store.folder.glob("*.seg"))) == 2
+    assert torch.equal(found, FeatureCache(tmp_path / "alone", upstream, pooled=True).encode(wavs, [1, 2, 3, 4]).hidden)
+
+
+def test_the_budget_is_kept_and_said_before_it_starts(tmp_path, upstream, caplog):
+    wavs = _clips(40)
+    cache = FeatureCache(tmp_path, upstream, pooled=False, budget_gb=20e-6)  # 20 KB
+    message = cache.forecast([len(wav) for wav in wavs], len(wavs))
+    assert "40 clips need" in message and "20.0 KB" in message and "% of them fit" in message and "--cache_gb 0.01" in message
+    for _ in range(2):
+        found = cache.encode(wavs, [4]).hidden
+    stored = len(cache.store)
+    assert 0 < stored < 40 and sum(path.stat().st_size for path in tmp_path.rglob("*.seg")) <= 20_000
+    assert caplog.text.count("is full") == 1
+    assert cache.misses == 40 + 40 - stored
+    free = FeatureCache(tmp_path / "free", upstream, pooled=False)
+    torch.testing.assert_close(found, free.encode(wavs, [4]).hidden, rtol=1e-3, atol=1e-3)
+    fits = free.forecast([len(wav) for wav in wavs], len(wavs))
+    assert "fit" not in fits and "40 clips stored" in fits
+    estimate = sum(free.entry_bytes(len(wav)) for wav in wavs)
+    assert abs(estimate / sum(path.stat().st_size for path in (tmp_path / "free").rglob("*.seg")) - 1) < 0.15
+
+
+def test_random_audio_does_not_fill_the_disk(tmp_path, upstream, caplog):
+    cache = FeatureCache(tmp_path, upstream, pooled=True)
+    cache.forecast([3200] * 5, 5)
+    for seed in range(4):
+        cache.encode(_clips(5, seed), [4])
+    assert len(cache.store) == 5 and "at random" in caplog.text
+
+
+# ---- whole experiments
+
+
+def _figures(expdir: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (expdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "layer_weights"} for row in rows]
+
+
+def _close(left: list[dict], right: list[dict], tolerance: float) -> bool:
+    assert [row.keys() for row in left] == [row.keys() for row in right] and len(left) > 0
+    pairs = [(row[name], other[name]) for row, other in zip(left, right, strict=True) for name in row]
+    return all(a == b if isinstance(a, str) else abs(a - b) <= tolerance * (1 + abs(a)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("featurizer", ["varan", "weighted_sum"])
+def test_cached_training_gives_the_same_metrics(tmp_path, emotion_args, featurizer):
+    runs = {"plain": [], "filling": ["--cache", str(tmp_path / "cache")], "filled": ["--cache", str(tmp_path / "cache")]}
+    for name, flags in runs.items():
+        assert main(emotion_args(featurizer, "-p", str(tmp_path / name), *flags)) == 0
+    plain, filling, filled = (_figures(tmp_path / name) for name in runs)
+    assert _close(plain, filling, 1e-3)
+    assert filling == filled  # entries do not depend on who computed them when
+
+
+def test_cache_with_frames_gives_the_same_metrics(tmp_path, emotion_args):
+    deep = {
+        "config.downstream_expert.modelrc.select": "DeepModel",
+        "config.varan.head_dropout": 0,
+        "config.runner.total_steps": 4,
+        "config.runner.eval_step": 2,
+    }
+    for name, flags in {"plain": [], "cached": ["--cache", "auto"]}.items():
+        assert main(emotion_args("varan", "-p", str(tmp_path / name), *flags, **deep)) == 0
+    assert list((tmp_path / "cached" / "cache").glob("*-frames-*/*.seg"))
+    assert _close(_figures(tmp_path / "plain"), _figures(tmp_path / "cached"), 0.02)
+
+
+def test_evaluation_uses_the_cache_and_recomputes_what_is_damaged(tmp_path, emotion_args, capsys):
+    expdir, cache = tmp_path / "exp", tmp_path / "cache"
+    assert main(emotion_args("varan", "-p", str(expdir), "--cache", str(cache), **{"config.runner.total_steps": 20})) == 0
+    path = next(cache.rglob("*.seg"))
+    content = bytearray(path.read_bytes())
+    for start in range(HEADER_BYTES + 20, len(content), 4096):
+        content[start] ^= 0x55
+    path.write_bytes(content)
+    assert cache_main(["info", str(cache), "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert "damaged" in shown and " 0 damaged" not in shown
+    assert main(["-m", "evaluate", "-t", "test", "-e", str(expdir), "--device", "cpu", "--cache", str(cache)]) == 0
+    rows = [row for row in _figures(expdir) if row["split"] == "test"]
+    assert abs(rows[-1]["loss"] - rows[-2]["loss"]) < 1e-4
+    assert len(list(cache.rglob("*.seg"))) == 2  # the repaired entries
+
+
+@pytest.mark.parametrize("flag", ["--lora", "--upstream_trainable"])
+def test_refused_where_the_upstream_is_trained(tmp_path, emotion_args, capsys, flag):
+    assert main(emotion_args("varan", "-p", str(tmp_path), "--cache", "auto", flag)) == 2
+    assert "frozen upstream" in capsys.readouterr().err
+
+
+def test_refused_where_it_cannot_be_written(tmp_path, upstream):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        FeatureCache(tmp_path / "file", upstream, pooled=True)
+
+
+# ---- command line
+
+
+def test_info_and_clear(tmp_path, upstream, capsys):
+    FeatureCache(tmp_path / "cache", upstream, pooled=True).encode(_clips(3), [0])
+    FeatureCache(tmp_path / "cache", upstream, pooled=False).encode(_clips(4), [0])
+    (tmp_path / "cache" / "mine.txt").write_text("kept")
+    assert cache_main(["info", str(tmp_path), "--verify"]) == 0  # an experiment folder with cache/ in it
+    shown = capsys.readouterr().out
+    assert "3 clips" in shown and "4 clips" in shown and "0 damaged" in shown and "5 hidden states of 24" in shown
+    assert cache_main(["clear", str(tmp_path / "cache"), "--upstream", "wavlm"]) == 2
+    assert "nothing of upstream 'wavlm'" in capsys.readouterr().err
+    assert cache_main(["clear", str(tmp_path / "cache")]) == 0
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["mine.txt"]
+    assert cache_main(["info", str(tmp_path / "nowhere")]) == 2
+
+
+def test_the_script_starts(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "run" / "cache.py"), "info", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and "no cached features" in done.stdout
+
+
+def test_records_are_aligned_for_views(tmp_path):
+    store = SegmentStore(tmp_path)
+    for index in range(3):
+        store.put(_key(index), _array(index, frames=index + 1), 1)
+        assert store.records[_key(index)].offset % ALIGN == 0

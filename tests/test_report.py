@@ -1,0 +1,283 @@
+"""Reports: statistics against hand-made figures, incomplete cells shown as such, files that open, a submission's layout."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from s3prl_varan.errors import UserError
+from s3prl_varan.report.cells import find_cells
+from s3prl_varan.report.cli import main
+from s3prl_varan.report.table import build_rows, leaderboard, paired_difference, short_names
+from s3prl_varan.sweep.settings import cell_id, relevant_settings
+
+CLASSES = ["angry", "calm", "happy"]
+
+
+def write_run(
+    folder: Path,
+    featurizer: str,
+    fold: int,
+    seed: int,
+    acc: float,
+    *,
+    dev: float = 70.0,
+    finished: bool = True,
+    corpus: str = "ravdess",
+    lora: bool = False,
+    **settings: Any,
+) -> Path:
+    """An experiment folder as the runner leaves it, with made-up figures. `settings` go into the featurizer's section."""
+    folder.mkdir(parents=True)
+    args = {"upstream": "whisper", "upstream_ckpt": "models/tiny", "downstream": "emotion", "downstream_variant": f"fold{fold}"}
+    args |= {"featurizer": featurizer, "lora": lora, "upstream_trainable": False, "seed": seed, "expdir": str(folder)}
+    config = {
+        "runner": {"total_steps": 100},
+        featurizer: settings,
+        "downstream_expert": {"datarc": {"root": f"data/{corpus}", "test_fold": None}},
+    }
+    (folder / "config.yaml").write_text(json.dumps({"args": args, "config": config}))
+    curve = [{"step": step, "split": "dev", "acc": dev - (100 - step) / 10} for step in (20, 40, 60, 80, 100)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve) + '{"step": 110, "spl')
+    if not finished:
+        return folder
+    layers = [1, 2] if featurizer == "varan" else [0, 1, 2]
+    lines = ["split,utterance,label,prediction," + ",".join(f"layer{layer}" for layer in layers)]
+    for place, name in enumerate(CLASSES):
+        weights = [0.1 * place, 1 - 0.1 * place] if featurizer == "varan" else [0.2, 0.3, 0.5]
+        lines.append(f"test,clip{place},{name},{name}," + ",".join(map(str, weights)))
+    (folder / "layer_weights.csv").write_text("\n".join(lines) + "\n")
+    (folder / f"test_fold{fold}_predict.txt").write_text("clip0 angry\n")
+    result = {
+        "upstream": "whisper",
+        "downstream": "emotion",
+        "featurizer": featurizer,
+        "tuning": "lora" if lora else "frozen",
+        "fold": f"fold{fold}",
+        "seed": seed,
+        "metric": "acc",
+        "higher_is_better": True,
+        "best_step": 80,
+        "dev": {"acc": dev, "loss": 1.0},
+        "test": {"test": {"acc": acc, "uar": acc - 1, "loss": 1.0}},
+        "layers": layers,
+        "layer_weights": {"test": [1 / len(layers)] * len(layers)},
+        "args": args,
+        "config": config,
+        "steps": 100,
+        "seconds": 12.0,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """2 folds x 2 seeds of weighted_sum and of varan with three betas; the largest beta lacks a cell."""
+    for fold in (1, 2):
+        for seed in (1, 2):
+            name = f"{fold}_{seed}"
+            write_run(tmp_path / f"ws_{name}", "weighted_sum", fold, seed, 60 + fold + 2 * seed)
+            write_run(tmp_path / f"v1_{name}", "varan", fold, seed, 62 + fold + 2 * seed + 0.1 * seed, dev=72, kl_beta=0.01)
+            write_run(tmp_path / f"v2_{name}", "varan", fold, seed, 70 + fold, dev=71, kl_beta=0.05)
+            write_run(tmp_path / f"v3_{name}", "varan", fold, seed, 90, dev=90, kl_beta=0.5, finished=name != "2_2")
+    return tmp_path
+
+
+def row_of(rows: list, label: str) -> Any:
+    return next(row for row in rows if row.label == label)
+
+
+def test_mean_spread_and_paired_difference(runs: Path) -> None:
+    rows, _ = build_rows(find_cells([str(runs / "*")]))
+    row = row_of(rows, "varan (kl_beta=0.01)")
+    values = [62 + fold + 2 * seed + 0.1 * seed for fold in (1, 2) for seed in (1, 2)]
+    assert row.mean == pytest.approx(np.mean(values))
+    assert row.spread == (pytest.approx(2.1 / np.sqrt(2)), "seeds")  # fold means of the two seeds are 2.1 apart
+    assert row.difference.mean == pytest.approx(2.15)
+    assert row.difference.pairs == 4 and row.difference.significant
+    assert 2.09 < row.difference.low < row.difference.mean < row.difference.high < 2.21  # pairing removes fold and seed
+
+
+def test_one_seed_spreads_over_folds(tmp_path: Path) -> None:
+    for fold in (1, 2):
+        write_run(tmp_path / str(fold), "varan", fold, 1, 60.0 + 4 * fold)
+    rows, _ = build_rows(find_cells([str(tmp_path)]))
+    assert rows[0].spread == (pytest.approx(4 / np.sqrt(2)), "folds")
+
+
+def test_incomplete_row_is_neither_best_nor_chosen(runs: Path) -> None:
+    rows, _ = build_rows(find_cells([str(runs)]))
+    row = row_of(rows, "varan (kl_beta=0.5)")
+    assert not row.complete and not row.best and len(row.values) == 3 and len(row.expected) == 4
+    assert row_of(rows, "varan (kl_beta=0.05)").best
+    chosen = {row.method: row for row in leaderboard(rows)}
+    assert chosen["varan"].label == "varan (kl_beta=0.01)"  # best on dev of the complete ones, though not on test
+
+
+def test_a_fold_that_a_method_never_started_makes_it_incomplete(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "weighted_sum", 1, 1, 60)
+    write_run(tmp_path / "b", "weighted_sum", 2, 1, 60)
+    write_run(tmp_path / "c", "varan", 1, 1, 99)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--no_figures"]) == 0
+    text = (tmp_path / "out/leaderboard.md").read_text()
+    assert "incomplete 1/2 (99.0 so far)" in text and "**99.0**" not in text
+    assert "incomplete: missing" in (tmp_path / "out/cells.csv").read_text()
+
+
+def test_bootstrap_interval_has_the_coverage_it_claims() -> None:
+    generator, covered = np.random.default_rng(3), 0
+    for _ in range(200):
+        drawn = generator.normal(1.0, 2.0, size=24)
+        found = paired_difference({("f", n): x for n, x in enumerate(drawn)}, {("f", n): 0.0 for n in range(24)}, "x", 500)
+        covered += found.low <= 1.0 <= found.high
+    assert 0.87 <= covered / 200 <= 0.99
+
+
+def test_no_common_cell_no_difference() -> None:
+    assert paired_difference({("fold1", 1): 1.0}, {("fold2", 1): 1.0}, "x") is None
+    single = paired_difference({("fold1", 1): 3.0}, {("fold1", 1): 1.0}, "x")
+    assert single.mean == 2.0 and single.pairs == 1 and not single.significant
+
+
+def test_corpora_and_tunings_are_never_mixed(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "varan", 1, 1, 50)
+    write_run(tmp_path / "b", "varan", 1, 1, 80, corpus="IEMOCAP")
+    write_run(tmp_path / "c", "varan", 1, 1, 90, lora=True)
+    rows, _ = build_rows(find_cells([str(tmp_path)]))
+    assert sorted((row.setup.corpus, row.method, row.mean) for row in rows) == [
+        ("IEMOCAP", "varan", 80), ("ravdess", "varan", 50), ("ravdess", "varan + lora", 90)
+    ]  # fmt: skip
+
+
+def test_same_cell_twice_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "varan", 1, 1, 50)
+    write_run(tmp_path / "b", "varan", 1, 1, 80)
+    rows, notes = build_rows(find_cells([str(tmp_path / "*"), str(tmp_path / "a")]))
+    assert len(rows) == 1 and len(rows[0].values) == 1
+    assert any("are the same cell" in note for note in notes)
+
+
+def test_error_rates_go_down(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "varan", 1, 1, 50)
+    write_run(tmp_path / "b", "weighted_sum", 1, 1, 80)
+    for name, loss in (("a", 0.5), ("b", 2.0)):
+        path = tmp_path / name / "result.json"
+        result = json.loads(path.read_text())
+        result["test"]["test"]["loss"] = loss
+        path.write_text(json.dumps(result))
+    rows, _ = build_rows(find_cells([str(tmp_path)]), metric="loss")
+    assert [row.featurizer for row in rows if row.best] == ["varan"]
+    with pytest.raises(UserError, match="has no figure 'uarr'.* Did you mean 'uar'"):
+        build_rows(find_cells([str(tmp_path)]), metric="uarr")
+
+
+def test_damaged_result_is_shown(tmp_path: Path) -> None:
+    (write_run(tmp_path / "a", "varan", 1, 1, 50) / "result.json").write_text('{"args":')
+    cell = find_cells([str(tmp_path)])[0]
+    assert cell.status == "unreadable" and "result.json cannot be read" in cell.note
+
+
+def test_places_without_experiments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/config.yaml").write_text("other: file")
+    assert main([str(tmp_path / "empty"), str(tmp_path / "nowhere")]) == 2
+    error = capsys.readouterr().err
+    assert "empty'" in error and "nowhere' (no such folder)" in error and "result.json" in error
+
+
+def test_all_files_are_made_and_the_page_stands_alone(runs: Path) -> None:
+    out = runs / "out"
+    assert main([str(runs), "--out", str(out), "--title", "A & B"]) == 0
+    made = {path.name for path in (out / "figures").iterdir()}
+    for stem in ("bars", "dev_curves", "layers_per_class", "layers_per_corpus", "ablation_kl_beta"):
+        assert any(name.startswith(stem) and name.endswith(".png") for name in made), stem
+        assert any(name.startswith(stem) and name.endswith(".pdf") for name in made), stem
+    text = (out / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', text) and "<script" not in text and "url(" not in text
+    assert text.count("data:image/png;base64,") == len([name for name in made if name.endswith(".png")])
+    assert "A &amp; B" in text and '<td class="incomplete">' in text and "<b>" in text
+    latex = (out / "leaderboard.tex").read_text()
+    assert "\\toprule" in latex and "weighted\\_sum" in latex and "\\textbf{" in latex and "±" not in latex
+    with open(out / "settings.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["variant"]: line["complete"] for line in lines} == {
+        "": "1",
+        "kl_beta=0.01": "1",
+        "kl_beta=0.05": "1",
+        "kl_beta=0.5": "0",
+    }
+
+
+def test_planned_and_pruned_cells_of_a_sweep(tmp_path: Path) -> None:
+    done = write_run(tmp_path / "one", "varan", 1, 1, 50)
+    result = json.loads((done / "result.json").read_text())
+    other = {**result["args"], "seed": 2}
+    cells = [
+        {"id": "one", "args": result["args"], "config": result["config"]},
+        {"id": "two", "args": other, "config": result["config"]},
+    ]
+    (tmp_path / "plan.json").write_text(json.dumps({"cells": cells}))
+    found = find_cells([str(tmp_path)])
+    assert sorted(cell.status for cell in found) == ["done", "planned"]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/status.json").write_text(json.dumps({"status": "pruned", "args": other, "config": result["config"]}))
+    rows, notes = build_rows(find_cells([str(tmp_path)]))
+    assert rows[0].complete and "1 cells were pruned" in notes[0]
+
+
+def test_submission_has_the_leaderboards_names(tmp_path: Path) -> None:
+    for fold in (1, 2):
+        write_run(tmp_path / f"run{fold}", "varan", fold, 1, 50, corpus="IEMOCAP")
+    assert main([str(tmp_path / "run*"), "--submission", str(tmp_path / "sub")]) == 0
+    with zipfile.ZipFile(tmp_path / "sub/predict.zip") as archive:
+        assert archive.namelist() == ["predict/er_fold1_public/predict.txt", "predict/er_fold2_public/predict.txt"]
+        assert archive.read("predict/er_fold1_public/predict.txt") == b"clip0 angry\n"
+    readme = (tmp_path / "sub/README.md").read_text()
+    assert "2 of 5 folds" in readme and "another corpus" not in readme
+
+
+def test_submission_refuses_two_runs_for_one_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path / "a", "varan", 1, 1, 50)
+    (write_run(tmp_path / "b", "varan", 1, 2, 50) / "test_fold1_predict.txt").unlink()
+    assert main([str(tmp_path), "--submission", str(tmp_path / "sub")]) == 2
+    error = capsys.readouterr().err
+    assert "er_fold1_public: both" in error and "no test_fold1_predict.txt" in error
+
+
+def test_identity_ignores_what_a_run_never_reads() -> None:
+    args = {"featurizer": "varan", "seed": 1, "expdir": "a", "lora": False}
+    config = {"varan": {"prior": "uniform", "chi2_df": 6, "kl_beta": 1}, "runner": {"log_step": 1}, "lora": {"rank": 16}}
+    same = {
+        "varan": {"kl_beta": 1.0, "prior": "uniform", "chi2_df": 35},
+        "runner": {"log_step": 9},
+        "weighted_sum": {"head": "x"},
+    }
+    assert cell_id(args, config) == cell_id({**args, "expdir": "b", "lora": None}, same)
+    assert cell_id(args, config) != cell_id({**args, "seed": 2}, config)
+    assert cell_id(args, config) != cell_id({**args, "lora": True}, config)
+    chi2 = {"varan": {"prior": "chi2", "chi2_df": 6}}
+    assert relevant_settings(args, chi2)["config.varan.chi2_df"] == 6
+
+
+def test_short_names_stay_apart() -> None:
+    assert short_names(["config.optimizer.lr", "config.varan.prior"]) == {
+        "config.optimizer.lr": "lr",
+        "config.varan.prior": "prior",
+    }
+    assert short_names(["config.a.lr", "config.b.lr"]) == {"config.a.lr": "a.lr", "config.b.lr": "b.lr"}
+
+
+def test_report_needs_no_torch() -> None:
+    code = (
+        "import sys, s3prl_varan.report.cli, s3prl_varan.report.figures, s3prl_varan.report.table; print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
