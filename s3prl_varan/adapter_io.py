@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.lora import LoraReport, apply_lora, load_lora_state_dict, lora_state_dict
+from s3prl_varan.lora import LoraReport, apply_lora, load_lora_state_dict, lora_report, lora_state_dict
 from s3prl_varan.lora_options import LoraOptions
 from s3prl_varan.lora_targets import linear_targets
 
@@ -34,7 +34,7 @@ class Adapter:
     upstream: dict[str, Any] = field(default_factory=dict)  # name, ckpt, fingerprint; PEFT's format has none
 
 
-def hugging_face_model(upstream: nn.Module) -> tuple[str, nn.Module] | None:
+def hugging_face_model(upstream: nn.Module) -> tuple[str, Any] | None:
     """Name and module of the outermost transformers.PreTrainedModel in the upstream, or None."""
     for name, module in upstream.named_modules():
         if any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__):
@@ -56,7 +56,7 @@ def write_adapter(folder: str | Path, upstream: nn.Module, info: dict[str, Any],
     if fmt == "peft" or (fmt == "auto" and not reasons):
         _write_peft(folder, upstream, info)
     else:
-        header = {"format": FORMAT, "options": json.dumps(asdict(upstream.lora_report.options)), "upstream": json.dumps(info)}
+        header = {"format": FORMAT, "options": json.dumps(asdict(lora_report(upstream).options)), "upstream": json.dumps(info)}
         _write_safetensors(folder / OWN, lora_state_dict(upstream), header)
     return folder
 
@@ -81,7 +81,7 @@ def load_adapter(upstream: nn.Module, folder: str | Path) -> LoraReport:
     return report
 
 
-def check_upstream(needs: dict[str, Any], upstream: nn.Module, source: str) -> None:
+def check_upstream(needs: dict[str, Any], upstream: Any, source: str) -> None:
     """UserError, with both names, if `source` was trained on other weights than those of `upstream` (an Upstream)."""
     if needs.get("fingerprint") and hasattr(upstream, "fingerprint") and needs["fingerprint"] != upstream.fingerprint():
         raise UserError(
@@ -93,7 +93,7 @@ def check_upstream(needs: dict[str, Any], upstream: nn.Module, source: str) -> N
 
 def _peft_problems(upstream: nn.Module) -> list[str]:
     """Why PEFT's format cannot hold the adapters, or PEFT would not honour them."""
-    found, report = hugging_face_model(upstream), upstream.lora_report
+    found, report = hugging_face_model(upstream), lora_report(upstream)
     if found is None:
         return ["the upstream is no Hugging Face model"]
     problems = []
@@ -112,7 +112,8 @@ def _write_peft(folder: Path, upstream: nn.Module, info: dict[str, Any]) -> None
     prefix, model = found
     # AutoModel makes a whole WhisperModel, the upstream holds its encoder.
     outer = "encoder." if type(model).__name__ == "WhisperEncoder" else ""
-    options, report = upstream.lora_report.options, upstream.lora_report
+    report = lora_report(upstream)
+    options = report.options
     names = {name: outer + name[len(prefix) + 1 :] for name in report.modules}
     state = lora_state_dict(upstream)
     tensors = {

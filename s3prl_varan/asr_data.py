@@ -128,6 +128,7 @@ class SpeechDataset(Dataset):
 
     def __init__(self, utterances: Sequence[Utterance], dictionary: Any):
         self.utterances = list(utterances)
+        self.libri_root, self.X = "", [[str(utterance.path)] for utterance in utterances]  # s3prl's names, read by lengths.py
         self.labels = [encode(utterance.text, dictionary) for utterance in utterances]
 
     def __len__(self) -> int:

@@ -137,7 +137,7 @@ class BeamDecoder:
         if not hypotheses:
             return [[]]
         best = hypotheses[0]
-        words = list(best.words) if self.has_lexicon else self._words(best.tokens.tolist())
+        words = [word.upper() for word in best.words] if self.has_lexicon else self._words(best.tokens.tolist())
         return [[{"words": words, "score": float(best.score)}]]
 
     def _words(self, units: list[int]) -> list[str]:

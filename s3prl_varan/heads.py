@@ -73,6 +73,15 @@ class LinearHeads(nn.Module):
         return (logits, lengths) if self.per_frame else (logits[:, :, 0], lengths)
 
 
+def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """hidden [B, L, T, D] with zeros past each length, which is what s3prl's experts pad with; convolutions look there."""
+    padding = torch.arange(hidden.size(2), device=hidden.device) >= lengths.to(hidden.device)[:, None]
+    if not padding.any():
+        return hidden
+    fill = hidden.masked_fill if hidden.requires_grad else hidden.masked_fill_  # in place where no graph needs the old values
+    return fill(padding[:, None, :, None], 0.0)
+
+
 class ExpertHeads(nn.Module):
     """Copies of a downstream expert's own projector and model, whatever they are; these cannot be stacked, so they loop.
 
@@ -98,6 +107,7 @@ class ExpertHeads(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         batch, layers = hidden.shape[:2]
+        hidden = zero_padding(hidden, lengths)
         lengths = lengths.cpu()  # s3prl's recurrent heads pack padded sequences, which wants them there
         if len(self.models) == 1:
             logits, out = self._one(0, hidden.reshape(batch * layers, *hidden.shape[2:]), lengths.repeat_interleave(layers))

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,8 @@ from s3prl_varan.lora_options import LoraOptions
 from s3prl_varan.lora_targets import Target, find_targets, linear_targets, name_patterns, selected_layers
 
 __all__ = [
-    "LoraOptions", "LoraReport", "apply_lora", "check_lora_gradients", "load_lora_state_dict", "lora_state_dict",
-    "merge_lora", "merged_state_dict",
+    "LoraOptions", "LoraReport", "apply_lora", "check_lora_gradients", "load_lora_state_dict", "lora_report",
+    "lora_state_dict", "merge_lora", "merged_state_dict",
 ]  # fmt: skip
 
 PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.0$")
@@ -33,7 +34,7 @@ PROBE_SAMPLES = 16000
 
 @dataclass
 class LoraReport:
-    """What apply_lora did. Kept on the upstream as `lora_report`."""
+    """What apply_lora did. The upstream keeps it, see lora_report."""
 
     options: LoraOptions
     modules: list[str]  # names of the adapted matrices
@@ -75,7 +76,7 @@ class LoraDelta(nn.Module):
         return self.scale * F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
 
 
-def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
+def _linear_forward(self: Any, x: Tensor) -> Tensor:
     """Forward of an adapted nn.Linear; the weight as others see it is never formed."""
     adapted = self.parametrizations.weight
     return F.linear(x, adapted.original, self.bias) + adapted[0].low_rank(x)
@@ -110,16 +111,21 @@ def apply_lora(upstream: nn.Module, options: LoraOptions) -> LoraReport:
         report.adapter_parameters += delta.lora_A.numel() + delta.lora_B.numel()
     for name in report.extras:
         report.extra_parameters += upstream.get_parameter(name).requires_grad_(True).numel()
-    upstream.lora_report = report
+    vars(upstream)["lora_report"] = report
     return report
+
+
+def lora_report(upstream: nn.Module) -> LoraReport:
+    """What apply_lora did to this upstream; a report of nothing where it was not called."""
+    return vars(upstream).get("lora_report") or LoraReport(LoraOptions(), [])
 
 
 def lora_state_dict(upstream: nn.Module) -> dict[str, Tensor]:
     """What LoRA trains, on the CPU and nothing else: adapters, and the norms and biases that train too."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, delta in _adapters(upstream):
         state[f"{name}.lora_A"], state[f"{name}.lora_B"] = delta.lora_A, delta.lora_B
-    state |= {name: upstream.get_parameter(name) for name in upstream.lora_report.extras} if state else {}
+    state |= {name: upstream.get_parameter(name) for name in lora_report(upstream).extras}
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
@@ -128,14 +134,14 @@ def load_lora_state_dict(upstream: nn.Module, state: dict[str, Tensor]) -> None:
     own = {f"{name}.{part}": getattr(delta, part) for name, delta in _adapters(upstream) for part in ("lora_A", "lora_B")}
     if not own:
         raise UserError("These are LoRA adapters, but LoRA is not switched on for this upstream (--lora).")
-    own |= {name: upstream.get_parameter(name) for name in upstream.lora_report.extras}
-    problems = [f"'{name}' is missing" for name in own if name not in state]
-    problems += [f"'{name}' has no place in this upstream" for name in state if name not in own]
-    problems += [
+    own |= {name: upstream.get_parameter(name) for name in lora_report(upstream).extras}
+    problems = [
         f"'{name}' is {list(state[name].shape)} there, {list(own[name].shape)} here"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    problems += [f"'{name}' is missing" for name in name_patterns(name for name in own if name not in state)]
+    problems += [f"'{name}' has no place in this upstream" for name in name_patterns(name for name in state if name not in own)]
     if problems:
         more = [f"... {len(problems)} in all"] if len(problems) > 8 else []
         remedy = "Use the rank, targets and layers they were trained with."
@@ -157,7 +163,7 @@ def check_lora_gradients(upstream: nn.Module) -> list[str]:
             dead.append(name)
         elif not delta.lora_B.grad.any():
             zero.append(name)
-    dead += [name for name in upstream.lora_report.extras if upstream.get_parameter(name).grad is None]
+    dead += [name for name in lora_report(upstream).extras if upstream.get_parameter(name).grad is None]
     if dead:
         names = name_patterns(target.name for target in linear_targets(upstream))
         raise problems_error(
@@ -179,8 +185,7 @@ def merge_lora(upstream: nn.Module) -> None:
             merged = delta(getattr(module.parametrizations, target.parameter).original)
         parametrize.remove_parametrizations(module, target.parameter, leave_parametrized=False)
         getattr(module, target.parameter).data.copy_(merged)
-    if hasattr(upstream, "lora_report"):
-        del upstream.lora_report
+    vars(upstream).pop("lora_report", None)
 
 
 def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def export_merged(upstream: nn.Module, base_ckpt: str | None, path: str | Path) 
     return path
 
 
-def _export_folder(expert: nn.Module, model: nn.Module, path: Path) -> Path:
+def _export_folder(expert: Any, model: Any, path: Path) -> Path:
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise UserError(f"{path} exists: a Hugging Face model becomes a folder, name a new one.")
     merged = copy.deepcopy(model)

@@ -18,8 +18,11 @@ def build_optimizer(model: SpeechModel, config: Config) -> torch.optim.Optimizer
         params = [p for p in getattr(model, name).parameters() if p.requires_grad]
         if params:
             groups.append({"params": params, "lr": options.lr if rate is None else rate, "name": name})
+    cls, extra = optimizer_class(options), dict(config.optimizer_extra)
+    if cls in (torch.optim.Adam, torch.optim.AdamW) and extra.get("foreach") is None:
+        extra.setdefault("fused", True)  # the same update in one pass over the parameters, several times faster
     try:
-        return optimizer_class(options)(groups, lr=options.lr, **config.optimizer_extra)
+        return cls(groups, lr=options.lr, **extra)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {options.torch_optim_name} refuses its settings: {error}") from error
 

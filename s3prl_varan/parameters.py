@@ -22,7 +22,8 @@ class PartSize:
 
 def parameter_table(parts: Mapping[str, nn.Module]) -> list[PartSize]:
     """One row per part, then "all". A parameter that parts share counts once in "all"."""
-    rows, seen = [], {}
+    rows: list[PartSize] = []
+    seen: dict[int, nn.Parameter] = {}
     for name, module in parts.items():
         own = {id(parameter): parameter for parameter in module.parameters()}
         rows.append(_size(name, own.values()))

@@ -97,7 +97,8 @@ class Runner:
         )
         records, losses = defaultdict(list), []
         while step < options.total_steps and not self._flat(best):
-            self.model.train()
+            if not self.model.training:
+                self.model.train()
             losses.append(self._step(wrapped, optimizer, scheduler, stream, records, step))
             step += 1
             bar.update()

@@ -11,7 +11,7 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.lora import LoraDelta
 from s3prl_varan.lora_targets import transformer_layers
 
-LAYERDROP = ("layerdrop", "layer_drop", "encoder_layerdrop")  # read while running, by s3prl, torchaudio, Hugging Face
+LAYERDROP = ("layerdrop", "layer_drop")  # as read while running by s3prl and Hugging Face, and by torchaudio
 CNN = ("feature_extractor", "conv1", "conv2")  # s3prl's and Hugging Face's wav2vec2 kin; Whisper
 
 
@@ -121,6 +121,6 @@ def _masking(upstream: nn.Module) -> list[str]:
     return notes
 
 
-def _masked_extract_features(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _masked_extract_features(self: Any, *args: Any, **kwargs: Any) -> Any:
     """s3prl's experts call extract_features with masking off; here it follows the mode."""
     return type(self).extract_features(self, *args, **{**kwargs, "mask": self.training})

@@ -315,11 +315,13 @@ def test_cache_with_frames_gives_the_same_metrics(tmp_path, emotion_args):
         "config.varan.head_dropout": 0,
         "config.runner.total_steps": 4,
         "config.runner.eval_step": 2,
+        "config.optimizer.lr": 0.001,
     }
     for name, flags in {"plain": [], "cached": ["--cache", "auto"]}.items():
         assert main(emotion_args("varan", "-p", str(tmp_path / name), *flags, **deep)) == 0
     assert list((tmp_path / "cached" / "cache").glob("*-frames-*/*.seg"))
-    assert _close(_figures(tmp_path / "plain"), _figures(tmp_path / "cached"), 0.02)
+    plain, cached = ([{"loss": row["loss"]} for row in _figures(tmp_path / name)] for name in ("plain", "cached"))
+    assert _close(plain, cached, 2e-3)  # half precision
 
 
 def test_evaluation_uses_the_cache_and_recomputes_what_is_damaged(tmp_path, emotion_args, capsys):

@@ -224,7 +224,7 @@ def test_planned_and_pruned_cells_of_a_sweep(tmp_path: Path) -> None:
         {"id": "one", "args": result["args"], "config": result["config"]},
         {"id": "two", "args": other, "config": result["config"]},
     ]
-    (tmp_path / "plan.json").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "x.plan.json").write_text(json.dumps({"cells": cells}))
     found = find_cells([str(tmp_path)])
     assert sorted(cell.status for cell in found) == ["done", "planned"]
     (tmp_path / "two").mkdir()

@@ -88,10 +88,18 @@ def _mockingjay(path: Path) -> None:
     from s3prl.upstream.mockingjay.model import TransformerConfig, TransformerModel
 
     transformer = {
-        "hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": FFN, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02, "layer_norm_eps": 1e-12,
-        "share_layer": False, "pre_layer_norm": False,
-    }  # fmt: skip
+        "hidden_size": DIM,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "share_layer": False,
+        "pre_layer_norm": False,
+    }
     fbank = {"num_mel_bins": 24, "frame_length": 25.0, "frame_shift": 10.0, "use_log_fbank": True}
     audio = {"kaldi": {"feat_type": "fbank", "fbank": fbank}, "delta": {"order": 0}, "cmvn": {"use_cmvn": True}}
     config = {"transformer": transformer, "task": {"sequence_length": 0}, "audio": audio}
@@ -112,8 +120,8 @@ def _whisper(path: Path) -> None:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = WhisperConfig(
-        d_model=DIM, encoder_layers=LAYERS, encoder_attention_heads=HEADS, encoder_ffn_dim=FFN, encoder_layerdrop=0.5, dropout=0.1,
-        max_source_positions=100,
+        d_model=DIM, encoder_layers=LAYERS, encoder_attention_heads=HEADS, encoder_ffn_dim=FFN, encoder_layerdrop=0.5,
+        dropout=0.1, max_source_positions=100,
     )  # fmt: skip
     WhisperEncoder(config).save_pretrained(path)
 

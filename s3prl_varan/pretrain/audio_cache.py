@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.audio import AUDIO_SUFFIXES, read_audio
 from ..errors import UserError
 from .config import HOP, SAMPLE_RATE, WINDOW
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+SUFFIXES = ", ".join(sorted(AUDIO_SUFFIXES))
 MIN_SAMPLES = SAMPLE_RATE // 2  # shorter pieces teach little
 
 
@@ -47,27 +48,17 @@ def find_audio(roots: list[str]) -> list[tuple[int, Path]]:
     found: list[tuple[int, Path]] = []
     for number, root in enumerate(roots):
         if not Path(root).is_dir():
-            raise UserError(f"--data {root}: no such folder; give folders that hold {', '.join(AUDIO_SUFFIXES)} files")
+            raise UserError(f"--data {root}: no such folder; give folders that hold {SUFFIXES} files")
         files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
         if not files:
-            raise UserError(f"--data {root}: no audio files below it (looked for {', '.join(AUDIO_SUFFIXES)})")
+            raise UserError(f"--data {root}: no audio files below it (looked for {SUFFIXES})")
         found += [(number, path) for path in files]
     return found
 
 
 def decode(path: Path) -> np.ndarray:
-    """Read `path` as [samples] int16, 16 kHz, mono."""
-    import soundfile
-    import torch
-    import torchaudio
-
-    try:
-        data, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; mend or remove the file") from error
-    wav = data.mean(axis=1)
-    if rate != SAMPLE_RATE:
-        wav = torchaudio.functional.resample(torch.from_numpy(wav), rate, SAMPLE_RATE).numpy()
+    """Read `path` as [samples] int16, 16 kHz, mono. Raises UserError naming a file that cannot be read."""
+    wav = read_audio(path).numpy()
     return np.clip(np.round(wav * 32768.0), -32768, 32767).astype(np.int16)
 
 

@@ -22,6 +22,7 @@ class StageConfig:
     units: int = 100  # clusters of k-means
     steps: int = 1000
     lr: float = 1e-3  # the peak, after the warm-up
+    visible_weight: float = 0.0  # share of the loss on frames that are not masked; above 0 short runs learn faster
     warm_start: bool = False  # go on from the last stage's weights instead of new ones
 
 
@@ -104,6 +105,8 @@ def _check(config: PretrainConfig, problems: list[str]) -> None:
             problems.append(f"{where}target, warm_start: the first stage has no model before it to build on")
         if not 0 <= stage.layer <= layers:
             problems.append(f"{where}layer: expected 0 to {layers}, found {stage.layer}")
+        if not 0.0 <= stage.visible_weight < 1.0:
+            problems.append(f"{where}visible_weight: expected at least 0 and less than 1, found {stage.visible_weight}")
         if stage.units < 2 or stage.steps < 1:
             problems.append(f"{where}units, steps: expected at least 2 units and 1 step")
     batch = config.batch

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 @dataclass
 class Prediction:
-    loss: Tensor  # scalar: cross-entropy over the masked frames, nats
-    accuracy: Tensor  # scalar in [0, 1], over the masked frames
+    total: Tensor  # scalar to train on
+    loss: Tensor  # scalar: cross-entropy on the masked frames, nats
+    accuracy: Tensor  # scalar in [0, 1]: of the masked frames
+    visible_accuracy: Tensor  # scalar in [0, 1]: of the frames that are not masked
 
 
-def build_wavlm(config: dict[str, Any]) -> nn.Module:
+def build_wavlm(config: dict[str, Any]) -> Any:
     """s3prl's WavLM from the keys of its WavLMConfig."""
     import warnings
 
@@ -26,17 +28,18 @@ def build_wavlm(config: dict[str, Any]) -> nn.Module:
 
 
 class UnitPredictor(nn.Module):
-    """Masked prediction as in HuBERT: cosine similarity of a projection with one embedding per unit, over a temperature.
+    """Prediction of units as in HuBERT: cosine similarity of a projection with one embedding per unit, over a temperature.
 
-    Source: Hsu et al. 2021 (HuBERT), eq. 3; the loss is taken over masked frames only (its alpha = 1).
+    loss = (1 - visible_weight) * cross-entropy on masked frames + visible_weight * on the others; both in nats.
+    Source: Hsu et al. 2021 (HuBERT), section II-C, where alpha = 1 - visible_weight.
     """
 
-    def __init__(self, wavlm: nn.Module, width: int, units: int, head_dim: int, temperature: float) -> None:
+    def __init__(self, wavlm: Any, units: int, head_dim: int, temperature: float, visible_weight: float = 0.0) -> None:
         super().__init__()
-        self.wavlm = wavlm
-        self.project = nn.Linear(width, head_dim)
+        self.wavlm: Any = wavlm
+        self.project = nn.Linear(wavlm.cfg.encoder_embed_dim, head_dim)
         self.embeddings = nn.Parameter(torch.randn(units, head_dim))
-        self.temperature = temperature
+        self.temperature, self.visible_weight = temperature, visible_weight
 
     def encode(self, wavs: Tensor, mask: Tensor) -> Tensor:
         """wavs [B, samples], mask [B, T] bool (True = hidden) -> [B, T, D] of the last layer."""
@@ -48,10 +51,11 @@ class UnitPredictor(nn.Module):
         return self.wavlm.encoder(features)[0]
 
     def forward(self, wavs: Tensor, mask: Tensor, units: Tensor) -> Prediction:
-        hidden = self.encode(wavs, mask)[mask]
-        logits = F.linear(
-            F.normalize(self.project(hidden).float(), dim=-1), F.normalize(self.embeddings, dim=-1)
-        )
-        wanted = units[mask]
-        loss = F.cross_entropy(logits / self.temperature, wanted)
-        return Prediction(loss, (logits.argmax(-1) == wanted).float().mean())
+        """wavs [B, samples], mask [B, T] bool with both values in it, units [B, T] int64."""
+        projected = self.project(self.encode(wavs, mask)).float()
+        logits = F.linear(F.normalize(projected, dim=-1), F.normalize(self.embeddings, dim=-1)) / self.temperature
+        losses = F.cross_entropy(logits.transpose(1, 2), units, reduction="none")
+        right = (logits.argmax(-1) == units).float()
+        masked, visible = losses[mask].mean(), losses[~mask].mean()
+        total = (1 - self.visible_weight) * masked + self.visible_weight * visible
+        return Prediction(total, masked.detach(), right[mask].mean(), right[~mask].mean())

@@ -3,8 +3,6 @@
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from .audio_cache import AudioCache, build_cache
 from .batches import CropSampler
 from .config import OptimConfig, PretrainConfig, StageConfig
 from .curves import draw_curves, keep_until, write_metrics
-from .predictor import UnitPredictor, build_wavlm
+from .predictor import Prediction, UnitPredictor, build_wavlm
 from .units import build_units
 
 
@@ -36,44 +34,41 @@ def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
+def seed_step(*numbers: int) -> None:
     """Fix the global generators, which masks and dropout draw from, by the step: a resumed run draws the same."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     np.random.seed(seed)
     torch.manual_seed(seed)
-    yield
 
 
-def draw_mask(shape: tuple[int, int], config: OptimConfig) -> torch.Tensor:
+def draw_mask(shape: torch.Size, config: OptimConfig) -> torch.Tensor:
     """[B, T] bool spans of `mask_length` frames, drawn by s3prl's WavLM code."""
     from s3prl.upstream.wavlm.WavLM import compute_mask_indices
 
-    mask = compute_mask_indices(shape, None, config.mask_prob, config.mask_length, min_masks=2)
+    mask = compute_mask_indices(tuple(shape), None, config.mask_prob, config.mask_length, min_masks=2)
     return torch.from_numpy(mask)
 
 
 class Stage:
     """One stage in training: the model, its optimiser and the place in the schedule."""
 
-    def __init__(self, number: int, config: PretrainConfig, sampler: CropSampler, wavlm: nn.Module) -> None:
+    def __init__(self, number: int, config: PretrainConfig, sampler: CropSampler, wavlm: Any) -> None:
         self.number, self.config, self.sampler = number, config, sampler
         self.settings: StageConfig = config.stages[number]
-        width = wavlm.cfg.encoder_embed_dim
         optim = config.optim
-        self.model = UnitPredictor(wavlm, width, self.settings.units, optim.head_dim, optim.temperature)
+        self.model = UnitPredictor(wavlm, self.settings.units, optim.head_dim, optim.temperature, self.settings.visible_weight)
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         plain = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, betas=(0.9, 0.98))
         self.step = 0
 
-    def _predict(self, step: int, valid: bool) -> Any:
+    def _predict(self, step: int, valid: bool) -> Prediction:
         batch = self.sampler.draw(step, valid)
-        with seeded(self.config.seed, self.number, step, int(valid)):
-            mask = draw_mask(tuple(batch.units.shape), self.config.optim)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.optim.bf16):
-                return self.model(batch.wavs, mask, batch.units)
+        seed_step(self.config.seed, self.number, step, int(valid))
+        mask = draw_mask(batch.units.shape, self.config.optim)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.optim.bf16):
+            return self.model(batch.wavs, mask, batch.units)
 
     def train_step(self) -> dict[str, float]:
         optim = self.config.optim
@@ -82,14 +77,20 @@ class Stage:
             group["lr"] = rate
         self.model.train()
         found = self._predict(self.step, valid=False)
-        found.loss.backward()
+        found.total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         if not torch.isfinite(norm):
             raise UserError(f"the gradient is not finite at step {self.step}; lower lr ({self.settings.lr})")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"loss": found.loss.item(), "accuracy": found.accuracy.item(), "grad_norm": norm.item(), "lr": rate}
+        return {
+            "loss": found.loss.item(),
+            "accuracy": found.accuracy.item(),
+            "visible_accuracy": found.visible_accuracy.item(),
+            "grad_norm": norm.item(),
+            "lr": rate,
+        }
 
     @torch.no_grad()
     def validate(self, batches: int = 8) -> dict[str, float]:
@@ -117,7 +118,10 @@ class Stage:
 
 
 class Trainer:
-    """Runs all stages into the folder `out`. Files: audio.i16/json, <stage>.units.npy, last.ckpt, <stage>.ckpt, metrics.jsonl, curves.png."""
+    """Runs all stages into the folder `out`.
+
+    Files: audio.i16 and audio.json (the cache), STAGE.units.npy, STAGE.ckpt, last.ckpt, metrics.jsonl, curves.png.
+    """
 
     def __init__(self, config: PretrainConfig, data: list[str], out: Path, resume: bool) -> None:
         self.config, self.out = config, out
@@ -139,7 +143,7 @@ class Trainer:
     def _stage_file(self, number: int, suffix: str) -> Path:
         return self.out / f"{self.config.stages[number].name}.{suffix}"
 
-    def _wavlm_before(self, number: int) -> nn.Module | None:
+    def _wavlm_before(self, number: int) -> Any | None:
         if number == 0:
             return None
         path = self._stage_file(number - 1, "ckpt")
@@ -154,9 +158,7 @@ class Trainer:
         settings, seed = self.config.stages[number], self.config.seed
         before = self._wavlm_before(number)
         source = before if settings.target == "layer" else None
-        units = build_units(
-            self.cache, source, settings.layer, settings.units, seed, self._stage_file(number, "units.npy")
-        )
+        units = build_units(self.cache, source, settings.layer, settings.units, seed, self._stage_file(number, "units.npy"))
         torch.manual_seed(seed + number)
         wavlm = before if settings.warm_start else build_wavlm(self.config.model)
         assert wavlm is not None, "load_config refuses a warm start in the first stage"
@@ -189,5 +191,3 @@ class Trainer:
                 stage.save(self.out / "last.ckpt")
                 draw_curves(self.out / "metrics.jsonl", self.out / "curves.png", [s.name for s in self.config.stages])
         bar.close()
-
-

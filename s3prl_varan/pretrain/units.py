@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ FIT_FRAMES = 200_000  # frames k-means is fitted on; all frames are assigned
 
 
 def mfcc_features(wav: Tensor) -> Tensor:
-    """[samples] -> [T, 39]: 13 MFCCs, their first and second differences; frame t sees the samples that the model's frame t sees."""
+    """[samples] -> [T, 39]: 13 MFCCs, first and second differences; frame t covers the samples of the model's frame t."""
     import torchaudio
 
     window, hop = (1000.0 * n / SAMPLE_RATE for n in (WINDOW, HOP))
@@ -25,14 +26,14 @@ def mfcc_features(wav: Tensor) -> Tensor:
     return torch.cat([mfcc, delta.T, torchaudio.functional.compute_deltas(delta).T], dim=1)
 
 
-def layer_features(model: torch.nn.Module, wav: Tensor, layer: int) -> Tensor:
+def layer_features(model: Any, wav: Tensor, layer: int) -> Tensor:
     """[samples] -> [T, D] hidden states of s3prl's WavLM `model` after `layer` layers (0 = the encoder's input)."""
     source = torch.nn.functional.layer_norm(wav, wav.shape)[None]
     (_, results), _ = model.extract_features(source, output_layer=max(layer, 1), ret_layer_results=True)
     return results[layer][0][:, 0]
 
 
-def all_features(cache: AudioCache, model: torch.nn.Module | None, layer: int, path: Path) -> np.ndarray:
+def all_features(cache: AudioCache, model: Any | None, layer: int, path: Path) -> np.ndarray:
     """Features of every frame of the cache, [total frames, D] float16 in a memory-mapped file; MFCCs when `model` is None."""
     from tqdm import tqdm
 
@@ -72,9 +73,7 @@ def cluster(features: np.ndarray, units: int, seed: int) -> np.ndarray:
     return labels
 
 
-def build_units(
-    cache: AudioCache, model: torch.nn.Module | None, layer: int, units: int, seed: int, path: Path
-) -> np.ndarray:
+def build_units(cache: AudioCache, model: Any | None, layer: int, units: int, seed: int, path: Path) -> np.ndarray:
     """Units of all frames, kept in `path` (.npy) so that a resumed run has the same targets. Returns [total frames] uint16."""
     if not path.is_file():
         scratch = path.with_suffix(".features.tmp")

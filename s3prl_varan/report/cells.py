@@ -11,7 +11,7 @@ from s3prl_varan.config import parse_yaml
 from s3prl_varan.errors import UserError
 from s3prl_varan.sweep.settings import relevant_settings
 
-PLAN = "plan.json"  # a sweep's list of cells, started or not
+PLAN = "*.plan.json"  # a sweep's list of cells, started or not
 STATUS = "status.json"  # what a sweep knows of a cell that has no result: pruned, failed
 CORPUS_KEYS = ("root", "libri_root", "speech_commands_root", "file_path")
 # Part of a cell's place in the tables, so no setting that tells two methods apart.

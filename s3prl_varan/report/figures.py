@@ -227,11 +227,14 @@ def _draw_ablation(key: str, names: dict[str, str], lines: list[list[Row]], held
         others = [other for other in names if other != key and other in line[0].settings]
         rest = ", ".join(f"{names[other]}={line[0].settings[other]}" for other in others)
         label = f"{line[0].method} ({rest})" if rest else line[0].method
+        where = np.array([places[repr(row.settings[key])] for row in line])
+        numeric = all(_order(row.settings[key])[0] == 0 for row in line)
         axes.errorbar(
-            [places[repr(row.settings[key])] for row in line],
+            where + 0.06 * (min(number, MAX_LINES) - min(len(lines) - 1, MAX_LINES) / 2),  # side by side, not one on the other
             [np.mean(point) for point in points],
             [np.std(point, ddof=1) / math.sqrt(len(point)) if len(point) > 1 else 0.0 for point in points],
             marker="o",
+            linestyle="-" if numeric else "none",  # categories have no way between them
             capsize=3,
             color=COLORS[number] if number < MAX_LINES else "#dddddd",
             label=label if number < MAX_LINES else None,

@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Callable
 
-from s3prl_varan.report.table import Row, by_column, leaderboard
+from s3prl_varan.report.table import Row, by_column, leaderboard, method_order
 
 LEGEND = (
     "± is the standard deviation over seeds of the mean over folds (with † over folds: a single seed). "
@@ -46,7 +46,7 @@ def leaderboard_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list
         name = f"{setup}, {split} {held[0].metric} {direction}"
         header += [name, "Δ [95 %]", "cells"]
     body = []
-    for method in _method_order(chosen):
+    for method in dict.fromkeys(row.method for row in sorted(chosen, key=method_order)):
         line = [method]
         for held in columns.values():
             row = next((row for row in held if row.method == method), None)
@@ -70,17 +70,6 @@ def chosen_notes(rows: list[Row]) -> list[str]:
 
 def _group(row: Row) -> tuple:
     return row.setup, row.split, row.method
-
-
-def _method_order(rows: list[Row]) -> list[str]:
-    """Frozen first, then LoRA, then fine-tuned; within them the single layers, the weighted sum, VARAN."""
-    featurizers, tunings = ("layer", "last_layer", "weighted_sum", "varan"), ("frozen", "lora", "finetune")
-
-    def place(row: Row) -> tuple[int, int, str]:
-        known = featurizers.index(row.featurizer) if row.featurizer in featurizers else len(featurizers)
-        return tunings.index(row.tuning), known, row.featurizer
-
-    return list(dict.fromkeys(row.method for row in sorted(rows, key=place)))
 
 
 SETTINGS_HEADER = ["setup", "split", "metric", "method", "test", "dev", "Δ [95 %]", "cells", "still rising", "steps", "seconds"]
@@ -114,7 +103,7 @@ def settings_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list[st
 
 SETTINGS_LEGEND = (
     "Still rising: cells whose best dev figure came in the last tenth of their steps; where there are many, the budget was too "
-    "short to compare."
+    "short to compare. Of many settings about one in twenty seems to differ (*) by chance alone."
 )
 CELLS_HEADER = ["setup", "method", "fold", "seed", "status", "split", "test", "dev", "best step", "steps", "folder", "note"]
 

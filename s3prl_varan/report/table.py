@@ -11,7 +11,7 @@ A row that lacks a (fold, seed) which another row of its setup has is incomplete
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def _rows_of_setup(setup: Setup, cells: list[Cell], metric: str | None, notes: l
         for (featurizer, tuning, _), held in sorted(methods.items())
     ]
     _name_variants(rows)
-    return rows
+    return sorted(rows, key=method_order)
 
 
 def _higher_is_better(metric: str, done: list[Cell]) -> bool:
@@ -238,12 +238,17 @@ def leaderboard(rows: list[Row]) -> list[Row]:
     groups = defaultdict(list)
     for row in rows:
         groups[row.setup, row.split, row.featurizer, row.tuning].append(row)
-    chosen = [chosen_on_dev(group) for group in groups.values()]
+    chosen = [replace(chosen_on_dev(group), best=False) for group in groups.values()]
     for column in by_column(chosen).values():
-        for row in column:
-            row.best = False
         _mark_best(column)
     return chosen
+
+
+def method_order(row: Row) -> tuple[int, int, str]:
+    """Sort key: frozen first, then LoRA, then fine-tuned; within them the single layers, the weighted sum, VARAN, others."""
+    featurizers, tunings = ("layer", "last_layer", "weighted_sum", "varan"), ("frozen", "lora", "finetune")
+    known = featurizers.index(row.featurizer) if row.featurizer in featurizers else len(featurizers)
+    return tunings.index(row.tuning), known, row.featurizer
 
 
 def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> None:

@@ -1,0 +1,151 @@
+"""Linear probes: what a logistic regression reads out of each layer of an upstream, against log-mel features."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.audio import AUDIO_SUFFIXES, read_audio
+from ..data.ravdess import LABELS, find_clips, speaker_folds
+from ..errors import UserError
+from ..upstream import Upstream
+
+MAX_FRAMES = 12_000  # frames a frame-level probe is trained on
+RIDGE = 0.1  # scikit-learn's C, on standardised inputs; the same everywhere, so that nothing is tuned on test data
+Split = tuple[np.ndarray, np.ndarray]  # indices of the training and of the test examples
+Encoder = Callable[[Tensor], list[Tensor]]  # waveform [num_samples] -> N x [T, D]
+
+
+@dataclass
+class Score:
+    probe: str
+    system: str
+    layer: int
+    accuracy: float  # in [0, 1], mean over the splits
+    spread: float  # standard deviation over the splits
+
+
+def upstream_encoder(upstream: Upstream) -> Encoder:
+    """All hidden states of an upstream for one waveform."""
+
+    def encode(wav: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return [layer[0] for layer in upstream([wav]).layers]
+
+    return encode
+
+
+def log_mel(wav: Tensor) -> list[Tensor]:
+    """The baseline: 80 log-mel energies, 25 ms windows every 20 ms, [T, 80], as an encoder of one layer."""
+    import torchaudio
+
+    mel = torchaudio.compliance.kaldi.fbank(wav[None] * 32768.0, num_mel_bins=80, frame_shift=20.0, dither=0.0)
+    return [mel]
+
+
+def with_differences(frames: Tensor) -> Tensor:
+    """[T, D] -> [T, 3 D]: first and second differences appended, as log-mel features are commonly used by frame."""
+    import torchaudio
+
+    delta = torchaudio.functional.compute_deltas(frames.T)
+    return torch.cat([frames, delta.T, torchaudio.functional.compute_deltas(delta).T], dim=1)
+
+
+def linear_accuracy(inputs: np.ndarray, labels: np.ndarray, split: Split) -> float:
+    """Test accuracy of a logistic regression on inputs [n, D], standardised by the training part."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    train, test = split
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=RIDGE, max_iter=200, tol=1e-3))
+    return float(model.fit(inputs[train], labels[train]).score(inputs[test], labels[test]))
+
+
+def score_layers(probe: str, system: str, layers: list[np.ndarray], labels: np.ndarray, splits: list[Split]) -> list[Score]:
+    """layers: N x [n, D]. One row per layer."""
+    scores = []
+    for number, inputs in enumerate(layers):
+        found = [linear_accuracy(inputs, labels, split) for split in splits]
+        scores.append(Score(probe, system, number, float(np.mean(found)), float(np.std(found))))
+    return scores
+
+
+def pooled(encoder: Encoder, wavs: list[Tensor], with_spread: bool = False) -> list[np.ndarray]:
+    """N x [n, D]: the mean over time of every layer; with_spread appends the standard deviation over time."""
+    rows = []
+    for wav in wavs:
+        layers = [[layer.mean(0), layer.std(0)] if with_spread else [layer.mean(0)] for layer in encoder(wav)]
+        rows.append([torch.cat(parts).float().numpy() for parts in layers])
+    return [np.stack(layer) for layer in zip(*rows, strict=True)]
+
+
+def probe_ravdess(systems: dict[str, Encoder], root: Path) -> list[Score]:
+    """Emotion (7 classes, four speaker-independent folds) and speaker (24 actors; one statement trains, the other tests).
+
+    Utterance vectors are means over time; `fbank` gets mean and standard deviation.
+    """
+    clips, _ = find_clips(root)
+    wavs = [read_audio(clip.path) for clip in clips]
+    emotion = np.array([LABELS[clip.label] for clip in clips])
+    speaker = np.array([int(clip.speaker) for clip in clips])
+    statement = np.array([clip.path.stem.split("-")[4] for clip in clips])
+    place = {clip.path: i for i, clip in enumerate(clips)}
+    folds: list[Split] = []
+    for fold in speaker_folds(clips).values():
+        test = np.array([place[clip.path] for clip in fold["test"]])
+        folds.append((np.setdiff1d(np.arange(len(clips)), test), test))
+    first, second = np.flatnonzero(statement == "01"), np.flatnonzero(statement == "02")
+    scores = []
+    for name, encoder in systems.items():
+        layers = pooled(encoder, wavs, with_spread=name == "fbank")
+        scores += score_layers("emotion", name, layers, emotion, folds)
+        scores += score_layers("speaker", name, layers, speaker, [(first, second), (second, first)])
+    return scores
+
+
+def read_folder(folder: Path) -> list[Tensor]:
+    """All 16 kHz recordings below `folder`, N x [num_samples]."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    if not paths:
+        raise UserError(f"{folder}: no audio below it")
+    return [read_audio(path) for path in paths]
+
+
+def teacher_units(teacher: Encoder, layer: int, train: list[Tensor], test: list[Tensor], units: int) -> list[list[np.ndarray]]:
+    """Frame labels from k-means over one layer of a recogniser's encoder, which stand in for phones: [train, test]."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    states = [[teacher(wav)[layer].numpy() for wav in part] for part in (train, test)]
+    table = np.concatenate(states[0])
+    mean, scale = table.mean(0), table.std(0) + 1e-5
+    kmeans = MiniBatchKMeans(units, batch_size=4096, n_init=3, random_state=0).fit((table - mean) / scale)
+    return [[kmeans.predict((rows - mean) / scale) for rows in part] for part in states]
+
+
+def probe_frames(
+    systems: dict[str, Encoder], teacher: Encoder, layer: int, train: list[Tensor], test: list[Tensor], units: int = 50
+) -> list[Score]:
+    """Frame accuracy on the teacher's units: trained on frames of `train`, tested on all of `test`.
+
+    `fbank` gets first and second differences too.
+    """
+    labels = teacher_units(teacher, layer, train, test, units)
+    targets = [label for part in labels for label in part]
+    scores = []
+    for name, encoder in systems.items():
+        rows: list[list[np.ndarray]] = []
+        counts = []
+        for wav, label in zip([*train, *test], targets, strict=True):
+            layers = [with_differences(x) if name == "fbank" else x for x in encoder(wav)]
+            counts.append(min(len(label), len(layers[0])))
+            rows.append([layer[: counts[-1]].float().numpy() for layer in layers])
+        flat = np.concatenate([label[:count] for label, count in zip(targets, counts, strict=True)])
+        border = sum(counts[: len(train)])
+        chosen = np.random.default_rng(0).permutation(border)[:MAX_FRAMES]
+        split = (chosen, np.arange(border, len(flat)))
+        scores += score_layers("units", name, [np.concatenate(x) for x in zip(*rows, strict=True)], flat, [split])
+    return scores

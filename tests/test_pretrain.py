@@ -1,0 +1,275 @@
+"""Pre-training end to end on tones and noise: two stages, resume, export, and the parts whose mistakes would stay silent."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from s3prl_varan.errors import UserError
+from s3prl_varan.pretrain.audio_cache import build_cache
+from s3prl_varan.pretrain.batches import CropSampler, mix_crops
+from s3prl_varan.pretrain.config import HOP, SAMPLE_RATE, WINDOW, BatchConfig, OptimConfig, load_config
+from s3prl_varan.pretrain.export import export_weights
+from s3prl_varan.pretrain.predictor import UnitPredictor, build_wavlm
+from s3prl_varan.pretrain.trainer import Trainer, draw_mask, learning_rate, seed_step
+from s3prl_varan.pretrain.units import layer_features, mfcc_features
+
+SHIPPED = Path(__file__).parents[1] / "s3prl_varan" / "pretrain" / "micro_wavlm.yaml"
+TINY = {
+    "model": {
+        "extractor_mode": "layer_norm",
+        "conv_feature_layers": "[(8,10,5)] + [(8,3,2)] * 4 + [(8,2,2)] * 2",
+        "encoder_layers": 2,
+        "encoder_embed_dim": 16,
+        "encoder_ffn_embed_dim": 16,
+        "encoder_attention_heads": 2,
+        "conv_pos": 8,
+        "conv_pos_groups": 2,
+        "normalize": True,
+        "layer_norm_first": True,
+        "dropout": 0.1,
+    },
+    "stages": [
+        {"name": "mfcc", "target": "mfcc", "units": 6, "steps": 2},
+        {"name": "layer", "target": "layer", "layer": 1, "units": 5, "steps": 2, "warm_start": True},
+    ],
+    "batch": {"seconds": 2.0, "crops": [0.5, 1.0], "valid_share": 0.2},
+    "log": {"every": 1, "valid_every": 2, "save_every": 1},
+}
+
+
+def tone(seconds: float, pitch: float, seed: int) -> np.ndarray:
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    noise = np.random.default_rng(seed).standard_normal(len(time))
+    return (0.3 * np.sin(2 * np.pi * pitch * time * (1 + 0.2 * time)) + 0.02 * noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two folders of tones, one at another rate and in stereo."""
+    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    for i in range(4):
+        soundfile.write(first / f"{i}.flac", tone(1.3 + 0.2 * i, 150 + 90 * i, i), SAMPLE_RATE)
+    soundfile.write(second / "stereo.wav", np.stack([tone(2.0, 300, 9)] * 2, axis=1), 8000)
+    return [str(first), str(second)]
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(audio: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of both stages without a break; its folder."""
+    out = tmp_path_factory.mktemp("run")
+    Trainer(load_config(write_config(out)), audio, out / "exp", resume=False).run()
+    return out / "exp"
+
+
+def test_run_leaves_weights_log_and_picture(finished: Path) -> None:
+    saved = torch.load(finished / "layer.ckpt", weights_only=True)
+    assert (saved["stage"], saved["step"]) == (1, 2)
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in rows] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert all(np.isfinite(r["loss"]) for r in rows) and "valid_loss" in rows[1]
+    assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    before = torch.load(finished / "mfcc.ckpt", weights_only=True)["model"]
+    changed = [k for k in before if k.startswith("wavlm.encoder.layers") and not before[k].equal(saved["model"][k])]
+    assert changed, "the second stage trained nothing"
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_resumed_run_equals_an_uninterrupted_one(
+    audio: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    from s3prl_varan.pretrain import trainer
+
+    out, config = tmp_path / "exp", load_config(write_config(tmp_path))
+    real, saves = trainer.save_checkpoint, []
+
+    def save_then_stop(path: Path, payload: dict) -> None:
+        real(path, payload)
+        saves.append(path.name)
+        if saves.count("last.ckpt") == stop:
+            raise Interrupted
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save_then_stop)
+    with pytest.raises(Interrupted):
+        Trainer(config, audio, out, resume=False).run()
+    monkeypatch.setattr(trainer, "save_checkpoint", real)
+    Trainer(config, audio, out, resume=True).run()
+    wanted = torch.load(finished / "layer.ckpt", weights_only=True)["model"]
+    found = torch.load(out / "layer.ckpt", weights_only=True)["model"]
+    assert wanted.keys() == found.keys()
+    assert [k for k in wanted if not wanted[k].equal(found[k])] == []
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in rows] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_a_finished_folder_is_not_overwritten(audio: list[str], finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        Trainer(load_config(write_config(tmp_path)), audio, finished, resume=False)
+
+
+def test_export_loads_as_micro_wavlm(finished: Path, tmp_path: Path) -> None:
+    from s3prl_varan.upstreams.micro_wavlm import micro_wavlm
+
+    weights = tmp_path / "weights.safetensors"
+    digest = export_weights(finished / "layer.ckpt", weights)
+    assert len(digest) == 64
+    expert = micro_wavlm(str(weights), str(write_config(tmp_path)))
+    trained = torch.load(finished / "layer.ckpt", weights_only=True)["model"]
+    wavlm = build_wavlm(TINY["model"]).eval()
+    wavlm.load_state_dict({k.removeprefix("wavlm."): v.half().float() for k, v in trained.items() if k.startswith("wavlm.")})
+    wav = torch.from_numpy(tone(1.0, 200, 1))
+    with torch.no_grad():
+        states = expert([wav])["hidden_states"]
+        torch.testing.assert_close(states[1][0], layer_features(wavlm, wav, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_cache_resamples_cuts_and_counts_frames(audio: list[str], tmp_path: Path) -> None:
+    cache = build_cache(audio, tmp_path, max_piece=1.0)
+    assert list(cache.folders) == [0] * 7 + [1] * 4  # 1.3, 1.5, 1.7, 1.9 s; 4 s. Rests under 0.5 s are dropped
+    assert cache.lengths.max() == SAMPLE_RATE
+    wavlm = build_wavlm(TINY["model"])
+    for piece in range(len(cache.lengths)):
+        wav = torch.from_numpy(cache.wav(piece))
+        assert wavlm.feature_extractor(wav[None]).size(-1) == len(mfcc_features(wav)) == cache.frame_counts[piece]
+    original, _ = soundfile.read(Path(audio[0]) / "0.flac", dtype="float32")
+    np.testing.assert_allclose(cache.wav(0), original[:SAMPLE_RATE], atol=1 / 32768)
+    again = build_cache(audio, tmp_path, max_piece=1.0)
+    assert (again.offsets == cache.offsets).all()
+
+
+def test_crops_carry_the_units_of_their_own_frames(audio: list[str], tmp_path: Path) -> None:
+    """Units that encode piece and frame: each crop must have consecutive frames of one piece, and its samples."""
+    cache = build_cache(audio, tmp_path, max_piece=15.0)
+    units = np.arange(cache.frame_offsets[-1])
+    sampler = CropSampler(cache, units, BatchConfig(seconds=3.0, crops=[0.5, 1.0], mix_prob=0.0, valid_share=0.2), seed=0)
+    for step in range(4):
+        batch = sampler.draw(step)
+        frames = batch.units.size(1)
+        assert batch.wavs.shape == (3 * 50 // frames, (frames - 1) * HOP + WINDOW)
+        for wav, row in zip(batch.wavs, batch.units, strict=True):
+            piece = int(np.searchsorted(cache.frame_offsets, int(row[0]), side="right") - 1)
+            assert piece not in sampler.valid
+            assert row.equal(torch.arange(int(row[0]), int(row[0]) + frames))
+            start = (int(row[0]) - cache.frame_offsets[piece]) * HOP
+            expected = torch.from_numpy(cache.wav(piece)[start : start + len(wav)])
+            assert torch.nn.functional.cosine_similarity(wav, expected - expected.mean(), dim=0) > 0.999
+        again = sampler.draw(step)
+        assert again.wavs.equal(batch.wavs) and again.units.equal(batch.units)
+    assert not sampler.draw(0).units.equal(sampler.draw(1).units)
+
+
+def test_mixing_adds_another_crop_to_at_most_half() -> None:
+    rng = np.random.default_rng(0)
+    wavs = rng.standard_normal((4, 8000)).astype(np.float32)
+    changed = mix_crops(wavs, 1.0, rng) != wavs
+    assert (changed.mean(1) > 0.1).all() and (changed.mean(1) <= 0.5).all()
+    assert (mix_crops(wavs, 0.0, rng) == wavs).all()
+    assert (mix_crops(wavs[:1], 1.0, rng) == wavs[:1]).all()  # nobody to mix with
+
+
+def test_masked_frames_are_hidden_from_the_model() -> None:
+    """What lies under the mask changes nothing: the model has to guess it."""
+    torch.manual_seed(0)
+    model = UnitPredictor(build_wavlm(TINY["model"]).eval(), 5, 8, 0.1)
+    wavs = torch.randn(1, 16000)
+    mask = torch.zeros(1, 49, dtype=torch.bool)
+    mask[:, 20:30] = True
+    other = wavs.clone()
+    other[:, 21 * HOP : 29 * HOP] = torch.randn(8 * HOP)  # samples that only frames 20 to 29 see
+    assert model.encode(wavs, mask).equal(model.encode(other, mask))
+    assert not model.encode(wavs, ~mask).equal(model.encode(other, ~mask))
+
+
+def test_loss_is_taken_over_masked_frames_only() -> None:
+    torch.manual_seed(0)
+    model = UnitPredictor(build_wavlm(TINY["model"]).eval(), 5, 8, 0.1)
+    wavs, mask, units = torch.randn(2, 16000), torch.zeros(2, 49, dtype=torch.bool), torch.randint(5, (2, 49))
+    mask[:, 5:9] = True
+    elsewhere = torch.where(mask, units, (units + 1) % 5)
+    assert model(wavs, mask, units).loss.equal(model(wavs, mask, elsewhere).loss)
+    assert not model(wavs, mask, units).loss.equal(model(wavs, mask, (units + 1) % 5).loss)
+
+
+def test_visible_frames_enter_the_loss_by_their_weight() -> None:
+    torch.manual_seed(0)
+    model = UnitPredictor(build_wavlm(TINY["model"]).eval(), 5, 8, 0.1, visible_weight=0.25)
+    wavs, mask, units = torch.randn(2, 16000), torch.zeros(2, 49, dtype=torch.bool), torch.randint(5, (2, 49))
+    mask[:, 5:9] = True
+    found = model(wavs, mask, units)
+    projected = model.project(model.encode(wavs, mask))
+    similarity = torch.nn.functional.cosine_similarity(projected[..., None, :], model.embeddings, dim=-1)
+    losses = -(similarity / 0.1).log_softmax(-1).gather(-1, units[..., None])[..., 0]
+    torch.testing.assert_close(found.loss, losses[mask].mean().detach())
+    torch.testing.assert_close(found.total, 0.75 * losses[mask].mean() + 0.25 * losses[~mask].mean())
+    assert found.visible_accuracy == (similarity.argmax(-1) == units)[~mask].float().mean()
+
+
+def test_masks_are_spans_that_the_seed_decides() -> None:
+    optim = OptimConfig(mask_prob=0.65, mask_length=10)
+    seed_step(0, 1)
+    first = draw_mask(torch.Size((8, 200)), optim)
+    seed_step(0, 1)
+    assert first.equal(draw_mask(torch.Size((8, 200)), optim))
+    assert 0.3 < first.float().mean() < 0.65
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.02 <= rates[-1] < 0.03
+
+
+def test_shipped_configuration_matches_the_shipped_model() -> None:
+    from s3prl.upstream.wavlm.WavLM import WavLMConfig
+
+    from s3prl_varan.upstreams.micro_wavlm import CONFIG
+
+    training = load_config(SHIPPED)
+    served = yaml.safe_load(CONFIG.read_text())["model"]
+    shapes = [k for k in vars(WavLMConfig()) if "dropout" not in k and "layerdrop" not in k]
+    assert {k: training.model[k] for k in shapes if k in training.model} == {k: served[k] for k in shapes if k in served}
+
+
+def test_bad_configuration_lists_every_problem(tmp_path: Path) -> None:
+    path = write_config(tmp_path, stages=[{"target": "mfc", "step": 3}, {"units": 1}], seeds=1, batch={"seconds": "long"})
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    text = str(caught.value)
+    for expected in ("seeds: unknown key. Did you mean 'seed'?", "stages[0].step: unknown key", "found 'mfc'", "stages[1].units"):
+        assert expected in text
+    assert "batch.seconds: expected float, found 'long'" in text
+
+
+def test_first_stage_cannot_build_on_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="first stage has no model"):
+        load_config(write_config(tmp_path, stages=[{"target": "layer"}]))
+
+
+def test_data_folder_without_audio(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no audio files below"):
+        build_cache([str(tmp_path)], tmp_path / "out", 15.0)
+    with pytest.raises(UserError, match="no such folder"):
+        build_cache([str(tmp_path / "absent")], tmp_path / "out", 15.0)
+
+
+def test_every_setting_is_in_the_shipped_file() -> None:
+    raw = yaml.safe_load(SHIPPED.read_text())
+    config = load_config(SHIPPED)
+    for section in ("batch", "optim", "log"):
+        assert set(raw[section]) == {f.name for f in dataclasses.fields(getattr(config, section))}
