@@ -28,7 +28,7 @@ def main() -> None:
     call("prepare_data.py", "synthetic", str(corpus))
     data = "config.downstream_expert.datarc"
     override = f"{data}.root={corpus},,{data}.meta_data={corpus / 'meta_data'}"
-    config = str(RUN.parent / "downstream_configs" / "emotion" / "demo.yaml")
+    config = str(RUN.parent / "downstream_configs" / "emotion" / "fair.yaml")
     results = {}
     for name in FEATURIZERS:
         expdir = folder / name

@@ -41,7 +41,7 @@ def spell(text: str, generator: np.random.Generator) -> np.ndarray:
         tone = 0.0 if letter == " " else 0.3 * np.sin(2 * np.pi * (300 + 250 * LETTERS.index(letter)) * time)
         parts += [tone + np.zeros(1280), np.zeros(640)]
     wave = np.concatenate(parts)
-    return (wave + 0.01 * generator.standard_normal(len(wave))).astype("float32")
+    return (wave * generator.uniform(0.5, 1) + 1e-5 * generator.standard_normal(len(wave))).astype("float32")
 
 
 def write_chapter(folder: Path, texts: list[str], generator: np.random.Generator) -> None:
