@@ -164,6 +164,7 @@ def check_config(raw: dict[str, Any], featurizer: str, reference: dict[str, Any]
             extra = {key: value for key, value in values.items() if key not in names}
             values = {key: value for key, value in values.items() if key in names}
         built[name] = build_options(cls, values, name, problems)
+    problems += _runner_problems(built["runner"])
     problems += _optimizer_problems(built["optimizer"], extra)
     problems += _scheduler_problems(raw.get("scheduler"))
     problems += _specaug_problems(raw.get("specaug"))
@@ -273,6 +274,14 @@ def scheduler_functions() -> dict[str, Any]:
     return {
         name[len("get_") :]: fn for name, fn in vars(schedulers).items() if name.startswith("get_") and name != "get_scheduler"
     }
+
+
+def _runner_problems(options: RunnerOptions | None) -> list[str]:
+    if options is None or options.batch_seconds is None:
+        return []
+    if not options.batch_by_length:
+        return ["runner.batch_seconds: sets the size of batches by length, so it needs runner.batch_by_length: true"]
+    return [] if options.batch_seconds > 0 else [f"runner.batch_seconds: expected seconds > 0, found {options.batch_seconds:g}"]
 
 
 def _scheduler_problems(section: Any) -> list[str]:

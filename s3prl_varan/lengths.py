@@ -45,7 +45,25 @@ def _sequences(dataset: Any, index: int) -> list[int]:
     return [header_samples(os.path.join(dataset.libri_root, path)) for path in dataset.X[index]]
 
 
+def _fluent(dataset: Any, index: int) -> list[int]:
+    return [header_samples(os.path.join(dataset.base_path, dataset.df.loc[index].path))]
+
+
+def _commands(dataset: Any, index: int) -> list[int]:
+    name, path = dataset.data[index]
+    samples = header_samples(path)
+    return [min(samples, SAMPLE_RATE) if name == "_silence_" else samples]  # a random second of it
+
+
+def _speakers(dataset: Any, index: int) -> list[int]:
+    samples = header_samples(dataset.dataset[index])
+    return [min(samples, dataset.max_timestep or samples)]  # longer ones are cropped at random
+
+
 _READERS: list[tuple[Callable[[Any], bool], Callable[[Any, int], list[int]]]] = [
     (lambda dataset: hasattr(dataset, "meta_data") and hasattr(dataset, "data_dir"), _emotion),
     (lambda dataset: hasattr(dataset, "X") and hasattr(dataset, "libri_root"), _sequences),
+    (lambda dataset: hasattr(dataset, "df") and hasattr(dataset, "base_path"), _fluent),
+    (lambda dataset: hasattr(dataset, "data") and hasattr(dataset, "class2index"), _commands),
+    (lambda dataset: hasattr(dataset, "dataset") and hasattr(dataset, "max_timestep"), _speakers),
 ]

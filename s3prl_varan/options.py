@@ -87,6 +87,8 @@ class RunnerOptions:
     fp16: bool = False  # s3prl's switch, the same as precision: fp16
     precision: str = "fp32"  # fp32 | bf16 | fp16; losses, softmax over layers and KL stay in float32
     early_stop: int = 0  # stop after so many evaluations without a new best on dev; 0 = off
+    batch_by_length: bool = False  # batches of clips of similar length: less padding
+    batch_seconds: float | None = None  # with batch_by_length: batch size by padded seconds instead of the expert's number
 
 
 @dataclass

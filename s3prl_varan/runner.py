@@ -22,7 +22,8 @@ from s3prl_varan.config import Config
 from s3prl_varan.downstream import heads_spec, quiet
 from s3prl_varan.errors import UserError
 from s3prl_varan.layer_report import write_layer_weights
-from s3prl_varan.loaders import EpochBatches, eval_loader, train_loader
+from s3prl_varan.lengths import SAMPLE_RATE
+from s3prl_varan.loaders import EpochBatches, eval_loader, lengths_to_batch, train_loader
 from s3prl_varan.lora import check_lora_gradients
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.optim import build_optimizer, build_scheduler
@@ -119,8 +120,23 @@ class Runner:
         with quiet():
             loader = self.model.downstream.expert.get_dataloader(self.config.runner.train_dataloader)
         world = self.accelerator.num_processes
-        batches = EpochBatches(loader, self.args.seed, rank=self.accelerator.process_index, world=world, start=start)
+        batches = EpochBatches(
+            loader,
+            self.args.seed,
+            rank=self.accelerator.process_index,
+            world=world,
+            start=start,
+            **self._by_length(loader, self.config.runner.train_dataloader),
+        )
         return train_loader(loader, batches)
+
+    def _by_length(self, loader: Any, split: str) -> dict[str, Any]:
+        """What batches by length need to know, if the config asks for them."""
+        options = self.config.runner
+        if not options.batch_by_length:
+            return {}
+        seconds = options.batch_seconds
+        return {"lengths": lengths_to_batch(loader.dataset, split), "max_samples": seconds and seconds * SAMPLE_RATE}
 
     def _step(
         self, wrapped: Any, optimizer: Any, scheduler: Any, stream: Any, records: dict[str, list], step: int
@@ -229,7 +245,12 @@ class Runner:
             with quiet():
                 loader = self.model.downstream.expert.get_dataloader(split)
             accelerator = self.accelerator
-            self.eval_loaders[split] = eval_loader(loader, rank=accelerator.process_index, world=accelerator.num_processes)
+            self.eval_loaders[split] = eval_loader(
+                loader,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                **self._by_length(loader, split),
+            )
         return self.eval_loaders[split]
 
     def _gather(self, records: dict, sums: dict, count: int) -> tuple[dict, dict, int]:

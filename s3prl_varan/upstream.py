@@ -1,14 +1,15 @@
 """Any s3prl-style upstream behind one face: waveforms in, hidden states of one size and frame rate with lengths out.
 
 An expert is an nn.Module as in s3prl's upstream/example/expert.py: forward(wavs) -> {"hidden_states": [B, T, D] x N, ...}
-and get_downsample_rates(key). It may also offer frame_lengths([num_samples]) -> [frames it makes of such a clip alone],
-where that can be less than the rounded num_samples / downsample_rate, so that lengths never depend on the padding.
+and get_downsample_rates(key). It may also offer frame_lengths([num_samples]) -> [frames it makes of such a clip alone];
+else that is learned by probing, so that lengths never depend on the padding.
 """
 
+import bisect
 import hashlib
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ class Upstream(nn.Module):
         self.min_samples = CLIP_LENGTHS[0]
         self.num_hidden, self.dim, self.downsample_rate = 0, 0, 0
         self._num_given: int | None = None  # hidden states the expert gives, before `layer` picks one
+        self._frame_rule: Callable[[list[int]], list[int]] | None = None
         self._fingerprint: str | None = None
         self.eval()
         with torch.no_grad(), _rng_untouched():
@@ -74,7 +76,7 @@ class Upstream(nn.Module):
     def forward(self, wavs: Sequence[Tensor]) -> HiddenStates:
         """16 kHz waveforms B x [num_samples], float32 in [-1, 1] -> HiddenStates on their device.
 
-        lengths: SUPERB's round(num_samples / downsample_rate), within 1..T. UserError where the expert's output has
+        lengths: SUPERB's round(num_samples / downsample_rate), but no more than the clip makes alone, within 1..T. UserError where the expert's output has
         another form than when it was probed.
         """
         assert len(wavs) > 0 and all(wav.dim() == 1 for wav in wavs), "expected waveforms B x [num_samples]"
@@ -100,8 +102,9 @@ class Upstream(nn.Module):
 
     def _lengths(self, num_samples: list[int], hidden: Tensor) -> Tensor:
         frames = [round(samples / self.downsample_rate) for samples in num_samples]
-        if hasattr(self.expert, "frame_lengths"):
-            frames = [min(pair) for pair in zip(frames, self.expert.frame_lengths(num_samples), strict=True)]
+        exact = getattr(self.expert, "frame_lengths", self._frame_rule)
+        if exact is not None:
+            frames = [min(pair) for pair in zip(frames, exact(num_samples), strict=True)]
         return torch.tensor(frames, device=hidden.device).clamp(1, hidden.size(1))
 
     def _probe(self) -> None:
@@ -121,6 +124,28 @@ class Upstream(nn.Module):
             )
         self._check_rate(layers[0].size(1), SAMPLE_RATE)
         self.min_samples = next(samples for samples in CLIP_LENGTHS if self._digests(noise[:samples]))
+        if not hasattr(self.expert, "frame_lengths"):
+            self._frame_rule = self._learn_frame_rule(noise)
+
+    def _learn_frame_rule(self, noise: Tensor) -> Callable[[list[int]], list[int]] | None:
+        """How many frames a clip makes by itself, where that grows by one every downsample_rate samples; else None.
+
+        Strided convolutions do, but for a constant that is found here by bisection on short clips. SUPERB's rounding may
+        count a frame more, which in a padded batch is one of the padding's.
+        """
+        count = lambda samples: self._hidden([noise[:samples]])[0].size(1)  # noqa: E731
+        high = max(self.min_samples, SAMPLE_RATE // 10) + self.downsample_rate
+        if high > SAMPLE_RATE:
+            return None
+        frames = count(high)
+        low = max(self.min_samples, high - self.downsample_rate)
+        start = high - bisect.bisect_left(range(high - low), True, key=lambda back: count(high - back - 1) < frames)
+
+        def rule(num_samples: list[int]) -> list[int]:
+            return [frames + (samples - start) // self.downsample_rate for samples in num_samples]
+
+        checks = [SAMPLE_RATE, SAMPLE_RATE * 3 // 5 + self.downsample_rate // 3]
+        return rule if rule(checks) == [count(samples) for samples in checks] else None
 
     def _digests(self, wav: Tensor) -> bool:
         if len(wav) == SAMPLE_RATE:

@@ -82,12 +82,13 @@ def _sweep(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, spec: Any, cells: list, folder: Path) -> int:
     try:
         from s3prl_varan.sweep.engine import Engine
-        from s3prl_varan.sweep.study import SharedStudy, open_study
+        from s3prl_varan.sweep.study import SharedStudy, key_of, open_study
     except ModuleNotFoundError as error:
         raise UserError(f"Sweeps need {error.name}: pip install 's3prl_varan[sweep]'.") from error
-    direction = "maximize" if cells[0].higher_is_better else "minimize"
-    study = open_study(args.storage or str(folder / f"{spec.name}.journal"), spec.name, direction, spec)
     search = bool(spec.space)
+    # A changed sweep is another study; what its cells share with the earlier one is found in their folders.
+    name = f"{spec.name}-{key_of(sorted(cell.id for cell in cells))}"
+    study = open_study(args.storage or str(folder / f"{spec.name}.journal"), name, cells[0].higher_is_better, spec)
     shared = SharedStudy(study, [] if search else [cell.id for cell in cells], spec, args.stale)
     if args.retry_failed:
         print(f"trying {shared.retry_failed()} failed again")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import Trial
 from tqdm import tqdm
@@ -76,7 +77,18 @@ class Engine:
         if self.stopping.is_set():
             print("interrupted: finished cells are kept, the same command goes on from here", file=sys.stderr)
             return 130
+        self._point_out_missing()
         return self._failures()
+
+    def _point_out_missing(self) -> None:
+        done = self.shared.done_keys()
+        missing = [key for key in self.by_id if key in done and not (self.folder / key / "result.json").is_file()]
+        if missing:
+            print(
+                f"{len(missing)} cells are done by the study's book and have no result in {self.folder}: {', '.join(missing[:5])}. "
+                "Were they run on another machine's disk? If you deleted them to run them again, delete the study too.",
+                file=sys.stderr,
+            )
 
     def _failures(self) -> int:
         failures = self.shared.failures()
@@ -126,7 +138,7 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}
 @contextmanager
 def _signals(stopping: threading.Event) -> Iterator[None]:
     """Ctrl-C and SIGTERM set the event; a second one has the usual effect."""
-    before = {}
+    before: dict[int, Any] = {}
 
     def stop(number: int, _frame: object) -> None:
         stopping.set()

@@ -1,10 +1,10 @@
 """One sweep shared by any number of workers, through Optuna's storage: who runs what, what is done, what has to be done again.
 
-A trial is one piece of work: a cell of a grid, or a draw of a search. What happened to it stands in its state and user attributes:
+A trial is one piece of work: a cell of a grid, or a draw of a search. What happened to it stands in its state and attributes:
     key    the cell's id, or a hash of the drawn values     owner  who runs it     beat   a counter its owner raises
     end    done | crashed | user_error | released | duplicate | unclaimed; a failed trial without it was lost with its owner
-Whatever is planned and has no waiting, running or complete trial is enqueued anew, so nothing is lost whoever dies; of two running
-trials with one key the later gives way, so nothing runs twice.
+Whatever is planned and has no waiting, running or complete trial is enqueued anew, so nothing is lost whoever dies; of two
+running trials with one key the later gives way, so nothing runs twice.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from s3prl_varan.errors import UserError
@@ -42,7 +43,7 @@ def machine() -> str:
     return "-".join(parts)
 
 
-def open_study(url: str, name: str, direction: str, spec: Spec | None = None) -> optuna.Study:
+def open_study(url: str, name: str, higher_is_better: bool, spec: Spec | None = None) -> optuna.Study:
     """The study of that name, made where there is none. `url`: a storage URL of Optuna, or the path of a journal file."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -54,7 +55,8 @@ def open_study(url: str, name: str, direction: str, spec: Spec | None = None) ->
 
             storage = JournalStorage(JournalFileBackend(url))
         pruner = optuna.pruners.MedianPruner() if spec and spec.pruner == "median" else optuna.pruners.NopPruner()
-        study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True, pruner=pruner)
+        direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction=direction, pruner=pruner)
     except Exception as error:
         raise UserError(f"--storage {url}: cannot be used ({type(error).__name__}: {error}).") from error
     seed = None if spec is None or spec.seed is None else spec.seed + len(study.get_trials(deepcopy=False))
@@ -62,9 +64,9 @@ def open_study(url: str, name: str, direction: str, spec: Spec | None = None) ->
     return study
 
 
-def key_of(drawn: dict[str, Any]) -> str:
-    """The key of a draw."""
-    return hashlib.sha256(json.dumps(drawn, sort_keys=True, default=str).encode()).hexdigest()[:12]
+def key_of(content: Any) -> str:
+    """A short hash of plain values: the key of a draw, the mark of a plan."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 @dataclass
@@ -246,6 +248,10 @@ class SharedStudy:
             running=sum(TrialState.RUNNING in held for held in states),
             failed=sum(_given_up(trials) for trials in wanted.values()),
         )
+
+    def done_keys(self) -> set[str]:
+        """Keys of all complete trials."""
+        return {trial.user_attrs.get("key", "") for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
 
     def failures(self) -> dict[str, str]:
         """Key -> what the last failure said, of all that was given up."""

@@ -1,7 +1,6 @@
 """A worker: a thread that claims work from the study and a child process that runs its cells, one after the other."""
 
 import json
-import logging
 import os
 import queue
 import signal
@@ -16,12 +15,12 @@ from typing import Any
 
 from optuna.trial import Trial, TrialState
 
+from s3prl_varan.errors import UserError
 from s3prl_varan.report.cells import STATUS, read_metrics
 from s3prl_varan.sweep.files import write_atomic
 from s3prl_varan.sweep.plan import PlannedCell
 from s3prl_varan.sweep.study import SharedStudy
 
-logger = logging.getLogger(__name__)
 TICK = 0.2  # seconds between looks at a running cell
 PATIENCE = 20.0  # seconds an interrupted cell has to stop before its process is killed
 ENTRY = "s3prl_varan.sweep.child:run_cell"
@@ -118,6 +117,7 @@ class Worker(threading.Thread):
         super().__init__(daemon=True)
         self.shared, self.cells_of, self.folder, self.child = shared, cells_of, folder, child
         self.stopping, self.finished, self.prune, self.wait = stopping, finished, prune, wait
+        self.reported: dict[int, set[int]] = {}  # trial -> steps its pruner knows of
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -138,7 +138,11 @@ class Worker(threading.Thread):
 
     def _work(self, trial: Trial) -> None:
         figures: list[float] = []
-        cells = self.cells_of(trial)
+        try:
+            cells = self.cells_of(trial)
+        except UserError as error:  # values that do not go together
+            self.shared.finish(trial, TrialState.FAIL, "user_error", message=str(error))
+            return
         for cell in cells:
             outcome = self.run_cell(cell, trial, figures)
             self.finished(cell, outcome)
@@ -206,13 +210,14 @@ class Worker(threading.Thread):
     def _poor(self, cell: PlannedCell, trial: Trial, folder: Path, before: list[float]) -> bool:
         """Report the dev figures so far to the study and ask its pruner. A trial's cells count on one axis of steps."""
         total = int((cell.config.get("runner") or {}).get("total_steps", 0))
-        known = getattr(trial, "_reported", set())
+        if trial.number not in self.reported:
+            self.reported = {trial.number: set()}
+        known = self.reported[trial.number]
         for row in read_metrics(folder):
             step = len(before) * total + int(row.get("step", 0))
             if str(row.get("split", "")).startswith("dev") and cell.metric in row and step not in known:
                 known.add(step)
                 trial.report((sum(before) + row[cell.metric]) / (len(before) + 1), step)
-        trial._reported = known  # type: ignore[attr-defined]
         return bool(known) and trial.should_prune()
 
     @staticmethod

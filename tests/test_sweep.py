@@ -1,0 +1,315 @@
+"""Sweeps: what a YAML means, what counts as one cell, and that neither crashes nor kills lose or repeat one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from s3prl_varan.errors import UserError
+from s3prl_varan.sweep.plan import Costs, PlannedCell, command_line, readable_time, resolve_all, resolve_spec, write_plan
+from s3prl_varan.sweep.spec import expand, read_spec
+
+optuna = pytest.importorskip("optuna")
+from s3prl_varan.sweep.engine import Engine  # noqa: E402
+from s3prl_varan.sweep.study import SharedStudy, open_study  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+SHIPPED = sorted((HERE.parent / "downstream_configs" / "sweeps").glob("*.yaml"))
+
+
+def spec_of(folder: Path, text: str, changes: list[str] | None = None):
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return read_spec(path, changes)
+
+
+# ---- the YAML
+
+
+def test_grid_is_a_product_without_what_a_cell_does_not_read(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path,
+        """
+base: {upstream: wavlm, downstream: emotion}
+grid:
+  seed: [1, 2]
+  featurizer: [weighted_sum, varan]
+  config.varan.kl_beta: [0.1, 0.2]
+  config.lora.rank: [4, 8]
+""",
+    )
+    cells = expand(spec)
+    assert [cell["seed"] for cell in cells] == [1] * 8 + [2] * 8  # the first key varies slowest
+    assert all(("config.varan.kl_beta" in cell) == (cell["featurizer"] == "varan") for cell in cells)
+    assert not any("config.lora.rank" in cell for cell in cells)
+    assert len(resolve_all(cells, "x")) == 2 * (1 + 2)
+
+
+def test_cells_that_only_differ_in_idle_keys_are_one(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path,
+        """
+base: {upstream: wavlm, downstream: emotion, featurizer: varan}
+grid:
+  - {config.varan.prior: [uniform, geometric, chi2], config.varan.chi2_df: [6, 35]}
+  - {config.varan.prior: chi2, config.varan.chi2_df: 6.0}
+""",
+    )
+    cells = resolve_all(expand(spec), "x")
+    priors = [(cell.config["varan"]["prior"], cell.config["varan"]["chi2_df"]) for cell in cells]
+    assert priors == [("uniform", 6), ("geometric", 6), ("chi2", 6), ("chi2", 35)]
+
+
+def test_mistakes_are_listed_together(tmp_path: Path) -> None:
+    text = "base: {upstrem: wavlm, expdir: x}\ngrid: {seed: [], config.lr: [1]}\nsearch: {trials: many, space: {seed: {flot: [1, 2]}}}\nwhat: 1"
+    with pytest.raises(UserError) as error:
+        spec_of(tmp_path, text, ["seed"])
+    for part in (
+        "'upstrem'", "Did you mean 'upstream'", "expdir: a sweep sets this", "seed has no values", "config.lr: expected config.SECTION",
+        "search.trials", "search.space.seed", "unknown section 'what'", "--set: expected KEY=VALUE",
+    ):  # fmt: skip
+        assert part in str(error.value), part
+
+
+def test_bad_config_values_fail_before_anything_runs(tmp_path: Path) -> None:
+    spec = spec_of(
+        tmp_path,
+        "base: {upstream: wavlm, downstream: emotion}\ngrid: {seed: [1, 2], config.varan.prior: [chi3, uniform], config.varan.kl_bta: 1}",
+    )
+    with pytest.raises(UserError, match="(?s)unknown key 'kl_bta'.*Did you mean 'kl_beta'.*in 4 cells"):
+        resolve_spec(spec, "x")
+
+
+def test_set_replaces_a_key_everywhere(tmp_path: Path) -> None:
+    text = "base: {upstream: wavlm, downstream: emotion}\ngrid: {seed: [1, 2]}"
+    spec = spec_of(tmp_path, text, ["seed=[3]", "upstream=hubert", "config.runner.total_steps=5"])
+    assert expand(spec) == [{"upstream": "hubert", "downstream": "emotion", "seed": 3, "config.runner.total_steps": 5}]
+
+
+def test_command_line_carries_values_exactly() -> None:
+    from s3prl_varan.cli import parse_args
+    from s3prl_varan.config import split_override
+
+    settings = {"upstream": "a b", "lora": True, "upstream_trainable": False, "upstream_ckpt": None, "seed": 3}
+    config = {"config.optimizer.lr": 1e-5, "config.varan.layers": [1, 2], "config.varan.nll": None, "config.varan.prior": "chi2"}
+    args = parse_args(command_line({**settings, **config}))
+    assert (args.upstream, args.lora, args.upstream_trainable, args.upstream_ckpt, args.seed) == ("a b", True, False, None, 3)
+    assert {".".join(path): value for path, value in split_override(args.override)} == config
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_resolve(path: Path) -> None:
+    assert path.read_text().startswith("# python run/sweep.py downstream_configs/sweeps/" + path.name)
+    spec = read_spec(path)
+    cells = resolve_spec(spec, path.name)
+    assert spec.name == path.stem and len(cells) > 1
+    if not spec.space:
+        assert len(cells) == len({cell.id for cell in cells})
+
+
+def test_costs_come_from_finished_cells(tmp_path: Path) -> None:
+    costs = Costs()
+    cell = fake_cells([1], steps=200)[0]
+    assert costs.seconds(cell) is None
+    costs.add({"upstream": "other"}, 100, 10.0)
+    assert costs.seconds(cell) == pytest.approx(20.0)
+    costs.add(cell.args, 100, 50.0)
+    assert costs.seconds(cell) == pytest.approx(100.0)
+    assert [readable_time(value) for value in (None, 12, 240, 12000)] == ["?", "12 s", "4 min", "3 h 20 min"]
+
+
+# ---- running: an engine over fake cells
+
+
+def fake_cells(seeds: list[int], steps: int = 10) -> list[PlannedCell]:
+    config = {"runner": {"total_steps": steps}}
+    return [
+        PlannedCell(f"cell{seed:03}", ("--seed", str(seed)), {"seed": seed}, {"seed": seed, "featurizer": "varan"}, config)
+        for seed in seeds
+    ]
+
+
+def fake_engine(folder: Path, cells: list[PlannedCell], *, workers: int = 1, stale: float = 2.0, **more) -> Engine:
+    study = open_study(str(folder / "x.journal"), "x", True, more.get("spec"))
+    shared = SharedStudy(study, [cell.id for cell in cells], more.pop("spec", None), stale)
+    return Engine(shared, cells, folder, workers=workers, entry="fake_cells:quick", **more)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("FAKE_SECONDS", "0.1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def lines(folder: Path, name: str) -> dict[str, int]:
+    return {path.parent.name: len(path.read_text().splitlines()) for path in folder.glob(f"*/{name}")}
+
+
+def test_every_cell_runs_once_and_never_again(tmp_path: Path, fake: None) -> None:
+    cells = fake_cells(list(range(5)))
+    assert fake_engine(tmp_path, cells, workers=2).run() == 0
+    assert lines(tmp_path, "runs.txt") == {cell.id: 1 for cell in cells}
+    children = {line for cell in cells for line in (tmp_path / cell.id / "runs.txt").read_text().split()}
+    assert len(children) == 2  # two processes that stay alive
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"hello from seed 3, {share} threads" in (tmp_path / "cell003/log.txt").read_text()
+    again = fake_engine(tmp_path, cells)
+    assert again.run() == 0 and again.ran == 0
+    (tmp_path / "x.journal").unlink()  # another study, the same folder: the results count
+    fresh = fake_engine(tmp_path, cells)
+    assert fresh.run() == 0 and fresh.ran == 0
+    assert lines(tmp_path, "runs.txt") == {cell.id: 1 for cell in cells}
+
+
+def test_crashes_are_tried_twice_then_reported(tmp_path: Path, fake: None, capfd: pytest.CaptureFixture) -> None:
+    cells = fake_cells([1, 101, 102, 103])
+    assert fake_engine(tmp_path, cells, workers=2).run() == 1
+    assert lines(tmp_path, "runs.txt") == {"cell001": 1, "cell101": 2, "cell102": 2, "cell103": 1}
+    assert (tmp_path / "cell101/result.json").is_file()  # killed once, done at the second go
+    notes = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/status.json")}
+    assert {key: note["status"] for key, note in notes.items()} == {"cell102": "failed", "cell103": "failed"}
+    assert "always broken" in notes["cell102"]["note"] and "always broken" in (tmp_path / "cell102/log.txt").read_text()
+    error = capfd.readouterr().err
+    assert "2 failed" in error and "a mistake in the input" in error
+    later = fake_engine(tmp_path, cells)
+    assert later.run() == 1 and later.ran == 0  # given up is given up
+    retried = fake_engine(tmp_path, cells)
+    assert retried.shared.retry_failed() == 2
+    assert retried.run() == 1
+    assert lines(tmp_path, "runs.txt") == {"cell001": 1, "cell101": 2, "cell102": 4, "cell103": 2}
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{here!r}, {root!r}]
+import test_sweep as t
+folder, seeds, workers = Path(sys.argv[1]), range(int(sys.argv[2])), int(sys.argv[3])
+sys.exit(t.fake_engine(folder, t.fake_cells(list(seeds)), workers=workers, stale=2.0).run())
+"""
+
+
+def start(folder: Path, seeds: int, workers: int, seconds: float) -> subprocess.Popen:
+    code = PROCESS.format(here=str(HERE), root=str(HERE.parent))
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "FAKE_SECONDS": str(seconds)}
+    command = [sys.executable, "-c", code, str(folder), str(seeds), str(workers)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_one_of_two_killed_midway_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    first, second = start(tmp_path, 10, 1, 1.0), start(tmp_path, 10, 1, 1.0)
+    wait_until(lambda: len(list(tmp_path.glob("*/result.json"))) >= 2 and len(lines(tmp_path, "runs.txt")) >= 4)
+    first.send_signal(signal.SIGKILL)
+    _, error = second.communicate(timeout=90)
+    assert second.returncode == 0, error
+    first.communicate()
+    assert lines(tmp_path, "ended.txt") == {f"cell{seed:03}": 1 for seed in range(10)}  # each ran to its end exactly once
+    runs = lines(tmp_path, "runs.txt")
+    assert len(runs) == 10 and sum(runs.values()) in (10, 11)  # at most the one that the killed worker was at began again
+
+
+def test_interrupt_keeps_what_is_done_and_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, 6, 2, 1.5)
+    wait_until(lambda: len(list(tmp_path.glob("*/result.json"))) >= 2)
+    wait_until(lambda: len(lines(tmp_path, "runs.txt")) >= 4)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in error
+    done = len(list(tmp_path.glob("*/result.json")))
+    assert 2 <= done < 6
+    states = open_study(str(tmp_path / "x.journal"), "x", True).get_trials()
+    assert not [trial for trial in states if trial.state == optuna.trial.TrialState.RUNNING]  # handed back, nobody has to wait
+    process = start(tmp_path, 6, 2, 0.1)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert lines(tmp_path, "ended.txt") == {f"cell{seed:03}": 1 for seed in range(6)}
+
+
+def test_silent_owner_elsewhere_is_replaced_and_notices(tmp_path: Path) -> None:
+    study = open_study(str(tmp_path / "x.journal"), "x", True)
+    sleeper, other = SharedStudy(study, ["a"], stale=0.3), SharedStudy(study, ["a"], stale=0.3)
+    sleeper.place = "another-machine"
+    trial = sleeper.claim()
+    assert trial is not None and other.claim() is None and not other.over()
+    for _ in range(4):  # alive: its beat moves
+        sleeper.tend()
+        other.tend()
+        time.sleep(0.15)
+    assert other.claim() is None
+    time.sleep(0.4)
+    other.tend()
+    taken = other.claim()
+    assert taken is not None and taken.user_attrs["key"] == "a"
+    sleeper.tend()
+    assert trial.number in sleeper.lost  # its worker stops the cell
+    sleeper.finish(trial, optuna.trial.TrialState.COMPLETE, "done", 1.0)
+    other.finish(taken, optuna.trial.TrialState.COMPLETE, "done", 2.0)
+    assert [one.value for one in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))] == [2.0]
+    assert other.over()
+
+
+def test_same_cell_enqueued_by_two_runs_once(tmp_path: Path) -> None:
+    study = open_study(str(tmp_path / "x.journal"), "x", True)
+    for _ in range(3):
+        study.enqueue_trial({}, user_attrs={"key": "a"})
+    shared = SharedStudy(study, ["a"])
+    assert shared.claim() is not None
+    assert shared.claim() is None
+    assert shared.tally().running == 1
+
+
+def test_search_prunes_and_counts_its_draws(tmp_path: Path, fake: None) -> None:
+    text = """
+base: {upstream: wavlm, downstream: emotion}
+search: {trials: 12, seed: 0, space: {seed: {int: [0, 40]}}}
+"""
+    spec = spec_of(tmp_path, text)
+    study = open_study(str(tmp_path / "x.journal"), "x", True, spec)
+    shared = SharedStudy(study, [], spec, 5.0)
+
+    def cells_of(trial):
+        return fake_cells([shared.draw(trial)["seed"]])
+
+    os.environ["FAKE_SECONDS"] = "1.0"
+    engine = Engine(shared, [], tmp_path, workers=2, entry="fake_cells:quick", cells_of=cells_of, prune=True)
+    assert engine.run() == 0
+    tally = shared.tally()
+    assert tally.done + tally.pruned == 12 and tally.pruned >= 1 and tally.failed == 0
+    pruned = [path.parent for path in tmp_path.glob("*/status.json")]
+    assert pruned and all(not (folder / "result.json").exists() for folder in pruned)
+    assert study.best_value == 59.0 - study.best_params["seed"]
+
+
+def test_a_held_folder_is_waited_for(tmp_path: Path) -> None:
+    import fcntl
+
+    from s3prl_varan.sweep.child import only_one
+
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        signal.signal(signal.SIGALRM, lambda *_: fcntl.flock(file, fcntl.LOCK_UN))
+        signal.setitimer(signal.ITIMER_REAL, 0.6)
+        started = time.monotonic()
+        with only_one(tmp_path):
+            assert time.monotonic() - started > 0.5
+
+
+def test_plan_is_what_a_report_misses(tmp_path: Path) -> None:
+    from s3prl_varan.report.cells import find_cells
+
+    cells = fake_cells([1, 2])
+    write_plan(cells, tmp_path / "x.plan.json")
+    assert [cell.status for cell in find_cells([str(tmp_path)])] == ["planned", "planned"]
