@@ -222,7 +222,7 @@ def claim_folder(args: Namespace) -> None:
         if not args.overwrite:
             raise UserError(f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite.")
         for path in [*used, *folder.glob("dev-best.ckpt"), *folder.glob("metrics.jsonl"), *folder.glob("events.out.*")]:
-            path.unlink()
+            path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -94,6 +94,18 @@ def _speaker_independent_dev(expert: Any, section: dict[str, Any], variant: str 
         expert.dev_dataset = IEMOCAPDataset(section["datarc"]["root"], str(path), section["datarc"]["pre_load"])
 
 
+def _paths_exist(*keys: str) -> Callable[[dict[str, Any], str | None], None]:
+    """A check that the corpus is where these keys of datarc say."""
+
+    def check(section: dict[str, Any], variant: str | None) -> None:
+        datarc = section["datarc"]
+        missing = [f"config.downstream_expert.datarc.{key}: nothing at {datarc.get(key)}" for key in keys if not Path(str(datarc.get(key))).exists()]
+        if missing:
+            raise problems_error("The corpus is not there:", missing, "Set these keys with -o or in a config given by -c.")
+
+    return check
+
+
 TASKS: dict[str, Task] = {}
 
 
@@ -114,14 +126,31 @@ register_task(
         default_fold="fold1",
     )
 )
-register_task(Task("speech_commands", metric="acc", higher_is_better=True, measure=metrics.classification))
-register_task(Task("fluent_commands", metric="acc", higher_is_better=True, measure=metrics.accuracy))
+register_task(
+    Task(
+        "speech_commands",
+        metric="acc",
+        higher_is_better=True,
+        measure=metrics.classification,
+        check_data=_paths_exist("speech_commands_root", "speech_commands_test_root"),
+    )
+)
+register_task(
+    Task(
+        "fluent_commands",
+        metric="acc",
+        higher_is_better=True,
+        measure=metrics.accuracy,
+        check_data=_paths_exist("file_path"),
+    )
+)
 register_task(
     Task(
         "voxceleb1",
         metric="acc",
         higher_is_better=True,
         measure=metrics.accuracy,
+        check_data=_paths_exist("file_path", "meta_data"),
         truth="truth_speaker",
         predict="predict_speaker",
     )

@@ -380,6 +380,27 @@ def test_gradient_checkpointing_recomputes_the_layers(bases):
         enable_gradient_checkpointing(nn.Linear(2, 2))
 
 
+@pytest.mark.slow
+def test_a_wavlm_base_takes_a_lora_step_within_memory():
+    """12 x 768 with random weights; a step must stay well below the gradients and moments of full fine-tuning."""
+    import resource
+
+    from s3prl_varan.upstreams.micro_wavlm import build_wavlm
+
+    upstream = build_wavlm({"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = apply_lora(upstream, LoraOptions(targets="all"))
+    assert report.adapter_parameters == 12 * 16 * (4 * (768 + 768) + 2 * (768 + 3072))
+    set_train_modes(upstream.train(), dropout=True, masking=False)
+    enable_gradient_checkpointing(upstream)
+    optimizer = torch.optim.AdamW(parameter for parameter in upstream.parameters() if parameter.requires_grad)
+    sum(layer.square().mean() for layer in upstream(noise(32000, 32000))["hidden_states"]).backward()
+    assert check_lora_gradients(upstream) == []
+    optimizer.step()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    assert grown < 1.0, f"peak memory grew by {grown:.2f} GiB"
+
+
 def test_an_adapted_upstream_can_be_copied():
     expert = TorchExpert().eval()
     apply_lora(expert, LoraOptions(rank=2, targets="all"))
