@@ -31,7 +31,8 @@ IMPOSSIBLE = -1e4  # log-probability of a unit that must not come out
 def decoder_problems(section: dict[str, Any] | None) -> list[str]:
     """What is wrong with datarc.decoder_args, as lines for one message."""
     values = section or {}
-    problems = [f"{key}: unknown key.{did_you_mean(key, DEFAULTS)} Known: {', '.join(DEFAULTS)}." for key in values if key not in DEFAULTS]
+    unknown = [key for key in values if key not in DEFAULTS]
+    problems = [f"{key}: unknown key.{did_you_mean(key, DEFAULTS)} Known: {', '.join(DEFAULTS)}." for key in unknown]
     kind = decoder_type(section)
     if kind not in TYPES:
         return [*problems, f"decoder_type: expected one of {', '.join(TYPES)}, found {kind!r}.{did_you_mean(kind, TYPES)}"]
@@ -43,13 +44,13 @@ def decoder_problems(section: dict[str, Any] | None) -> list[str]:
             problems.append(f"beam: expected 1 or more, found {value}")
     if kind == "greedy":
         return problems
-    if kind == "kenlm" and not values.get("kenlm_model"):
-        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (or use decoder_type: beam)")
-    problems += [
-        f"{key}: no file {values[key]}" for key in ("kenlm_model", "lexicon") if values.get(key) and not Path(values[key]).is_file()
-    ]
-    if kind == "kenlm" and values.get("kenlm_model") and not values.get("lexicon") and not _is_arpa(values["kenlm_model"]):
-        problems.append("lexicon: needed with a binary language model (lines WORD S P E L L I N G |); an .arpa lists its words itself")
+    model, lexicon = values.get("kenlm_model"), values.get("lexicon")
+    missing = [f"{key}: no file {path}" for key, path in (("kenlm_model", model), ("lexicon", lexicon)) if path and not Path(path).is_file()]
+    problems += missing
+    if kind == "kenlm" and not model:
+        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (without: decoder_type beam)")
+    elif kind == "kenlm" and not lexicon and not missing and not _is_arpa(model):
+        problems.append("lexicon: needed with a binary language model (lines WORD S P E L L I N G |); an .arpa lists its own words")
     try:
         import flashlight.lib.text.decoder  # noqa: F401
     except ImportError:
@@ -112,20 +113,27 @@ class BeamDecoder:
             if lm and not lexicon:
                 lexicon = str(Path(folder) / "lexicon.txt")
                 Path(lexicon).write_text(lexicon_of(arpa_words(Path(lm)), self.symbols), encoding="utf-8")
-            self.decoder = ctc_decoder(
-                lexicon=lexicon,
-                tokens=self.symbols,
-                lm=str(lm) if lm else None,
-                beam_size=int(beam),
-                beam_threshold=beam_threshold,
-                lm_weight=lm_weight if lm else 0.0,
-                word_score=word_score,
-                sil_score=sil_weight,
-                log_add=True,
-                blank_token=self.symbols[self.blank],
-                sil_token=WORD_BOUNDARY,
-                unk_word="<unk>",
-            )
+            options = {
+                "beam_size": int(beam),
+                "beam_threshold": beam_threshold,
+                "lm_weight": lm_weight if lm else 0.0,
+                "word_score": word_score,
+                "sil_score": sil_weight,
+            }
+            try:
+                self.decoder = ctc_decoder(
+                    lexicon=lexicon,
+                    tokens=self.symbols,
+                    lm=str(lm) if lm else None,
+                    log_add=True,
+                    blank_token=self.symbols[self.blank],
+                    sil_token=WORD_BOUNDARY,
+                    unk_word="<unk>",
+                    **options,
+                )
+            except (RuntimeError, ValueError, KeyError, IndexError) as error:  # Flashlight's and KenLM's
+                what = f"{lm} cannot be used as a language model" if lm else "the decoder cannot be built"
+                raise UserError(f"config.downstream_expert.datarc.decoder_args: {what} (lexicon {lexicon}): {error}") from error
 
     def decode(self, log_probs: Tensor) -> list[list[dict[str, Any]]]:
         """log_probs [1, T, V], up to a constant over V. The end mark s3prl's labels have counts as blank."""

@@ -19,7 +19,7 @@ from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.model import SpeechModel
 
 AUDIO_SUFFIXES = (".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
-LONGEST, EARLIEST_CUT, QUIET = 30.0, 20.0, 0.1  # seconds: a piece, where it may be cut, the stretch that must be quiet
+LONGEST, EARLIEST_CUT, QUIET = 30.0, 20.0, 0.08  # seconds: a piece, where it may be cut, the stretch that must be quiet
 OUTPUT = "inference.jsonl"
 
 
@@ -71,7 +71,7 @@ def recognise(model: SpeechModel, waves: list[Tensor]) -> list[dict[str, Any]]:
 
 
 def joined(segments: list[dict[str, Any]], layers: list[int]) -> dict[str, Any]:
-    """One row for a file out of its pieces: text, score (mean over all frames), mean layer posterior, and the pieces if several."""
+    """One row for a file out of its pieces: text, score and layer posterior (means over its frames), and the pieces if several."""
     frames = [segment["frames"] for segment in segments]
     total = sum(frames)
     mean = lambda values: sum(value * count for value, count in zip(values, frames, strict=True)) / total  # noqa: E731

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s3prl_varan.clip_keys import ClipKeys
 from s3prl_varan.errors import UserError
 from s3prl_varan.features import LayerStack, stack_layers
 from s3prl_varan.lengths import item_samples
@@ -32,12 +33,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when what is stored changes its meaning
 GB = 1e9
-
-
-def clip_key(wav: Tensor) -> bytes:
-    """16 bytes that name the content of a waveform [num_samples]."""
-    samples = np.ascontiguousarray(wav.detach().cpu().numpy(), dtype="<f4")
-    return hashlib.blake2b(samples, digest_size=16).digest()
 
 
 class FeatureCache:
@@ -57,6 +52,7 @@ class FeatureCache:
             _write_about(self.store.folder / ABOUT, about)
         except OSError as error:
             raise UserError(f"--cache {root}: cannot be written ({error.strerror}). Give another folder.") from error
+        self.key = ClipKeys()
         self._stored, self._stopped = 0, False
         self._used, self._used_at = 0, -1.0
 
@@ -66,7 +62,7 @@ class FeatureCache:
         pooled: hidden [B, N, 1, D], lengths 1; else [B, N, T, D], zero past each clip's own frames, lengths as the
         upstream gives them for the clip alone.
         """
-        keys = [clip_key(wav) for wav in wavs]
+        keys = [self.key(wav) for wav in wavs]
         if any(key not in self.store.records for key in keys):
             self.store.refresh()
         found: dict[bytes, tuple[np.ndarray, int]] = {}

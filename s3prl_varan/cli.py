@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     task = parser.add_argument_group("downstream")
     task.add_argument("-d", "--downstream", help="e.g. emotion, asr")
     task.add_argument("-v", "--downstream_variant", metavar="FOLD", help="e.g. fold1")
+    task.add_argument("--folds", metavar="all|FOLD,...", help="train on every fold, one after another, and average")
 
     upstream = parser.add_argument_group("upstream")
     upstream.add_argument(
@@ -96,9 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of run_downstream.py and s3prl-varan: 0 on success, 2 for a mistake in the input."""
     args = parse_args(argv)
     try:
-        from s3prl_varan.experiment import run
+        if args.folds:
+            from s3prl_varan.sweep.folds import run_folds
 
-        run(args)
+            run_folds(args)
+        else:
+            from s3prl_varan.experiment import run
+
+            run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,7 +37,7 @@ def draw_layer_weights(weights: np.ndarray, labels: list[str], layers: list[int]
     from matplotlib.figure import Figure
 
     classes = sorted(set(labels))
-    with_classes = 1 < len(classes) <= MAX_CLASSES
+    with_classes = 1 < len(classes) <= MAX_CLASSES and len(classes) < len(labels)  # transcripts are all different
     heights = [2.0, 0.35 * len(classes) + 0.4] if with_classes else [2.0]
     figure = Figure(figsize=(max(4.5, 0.5 * len(layers) + 2), sum(heights) + 1.2), layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 PRIORS = ("chi2", "chi2_reversed", "geometric", "geometric_reversed", "uniform")
 
 # Flags that belong to this call, not to the experiment that -e names.
-CALL_FLAGS = ("mode", "evaluate_split", "override", "past_exp", "auto_resume", "device", "verbose", "given", "overwrite", "cache")
+CALL_FLAGS = (
+    *("mode", "evaluate_split", "override", "past_exp", "auto_resume", "device", "verbose", "given", "overwrite", "cache"),
+    "folds",
+)
 
 FEATURIZER_OPTIONS: dict[str, type["HeadOptions"]] = {}
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_varan.cache import FeatureCache, clip_key
+from s3prl_varan.cache import FeatureCache
+from s3prl_varan.clip_keys import clip_key
 from s3prl_varan.cache_tool import main as cache_main
 from s3prl_varan.cli import main
 from s3prl_varan.errors import UserError
@@ -380,3 +381,22 @@ def test_records_are_aligned_for_views(tmp_path):
     for index in range(3):
         store.put(_key(index), _array(index, frames=index + 1), 1)
         assert store.records[_key(index)].offset % ALIGN == 0
+
+
+def test_a_clip_is_hashed_once_and_again_when_it_changes(monkeypatch):
+    import numpy as np
+
+    from s3prl_varan import clip_keys
+
+    calls = []
+    monkeypatch.setattr(clip_keys, "clip_key", lambda wav, real=clip_keys.clip_key: calls.append(1) or real(wav))
+    keys, samples = clip_keys.ClipKeys(), np.random.default_rng(0).standard_normal(16000).astype("float32")
+    wav = torch.from_numpy(samples)
+    first = keys(wav)
+    assert keys(torch.from_numpy(samples)) == first and len(calls) == 1
+    samples *= 2  # changed in place, as an augmentation might
+    assert keys(torch.from_numpy(samples)) != first and len(calls) == 2
+    assert keys(torch.from_numpy(samples / 2)) == first
+    monkeypatch.setattr(clip_keys, "REMEMBER_BYTES", 0)
+    forgetful = clip_keys.ClipKeys()
+    assert forgetful(wav) == forgetful(wav) == clip_keys.clip_key(wav)

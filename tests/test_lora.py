@@ -190,6 +190,16 @@ def test_only_the_norms_and_biases_of_chosen_layers_train(bases):
     assert trainable - set(report.extras) == {name for name in snapshot(upstream) if ".lora_" in name}
 
 
+@pytest.mark.parametrize("family", ["wavlm_local", "hf_wav2vec2_custom"])
+def test_the_cnn_stays_out_of_the_graph(bases, family):
+    upstream, outputs = bases(family), []
+    apply_lora(upstream, LoraOptions(rank=2))
+    disable_layerdrop(upstream)
+    upstream.expert.model.feature_extractor.register_forward_hook(lambda module, args, output: outputs.append(output))
+    upstream.train()(noise(8000))
+    assert not outputs[0].requires_grad
+
+
 def test_nothing_matched_lists_what_there_is(bases, monkeypatch):
     with pytest.raises(UserError) as caught:
         apply_lora(bases("hubert_local"), LoraOptions(targets=["fc1", "intermediate_dense", "qproj"]))

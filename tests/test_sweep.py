@@ -66,12 +66,13 @@ grid:
 
 
 def test_mistakes_are_listed_together(tmp_path: Path) -> None:
-    text = "base: {upstrem: wavlm, expdir: x}\ngrid: {seed: [], config.lr: [1]}\nsearch: {trials: many, space: {seed: {flot: [1, 2]}}}\nwhat: 1"
+    text = "base: {upstrem: wavlm, expdir: x}\ngrid: {seed: [], config.lr: [1]}\nwhat: 1\n"
+    text += "search: {trials: many, space: {seed: {flot: [1, 2]}}}"
     with pytest.raises(UserError) as error:
         spec_of(tmp_path, text, ["seed"])
     for part in (
-        "'upstrem'", "Did you mean 'upstream'", "expdir: a sweep sets this", "seed has no values", "config.lr: expected config.SECTION",
-        "search.trials", "search.space.seed", "unknown section 'what'", "--set: expected KEY=VALUE",
+        "'upstrem'", "Did you mean 'upstream'", "expdir: a sweep sets this", "seed has no values", "search.trials",
+        "config.lr: expected config.SECTION", "search.space.seed", "unknown section 'what'", "--set: expected KEY=VALUE",
     ):  # fmt: skip
         assert part in str(error.value), part
 
@@ -79,7 +80,8 @@ def test_mistakes_are_listed_together(tmp_path: Path) -> None:
 def test_bad_config_values_fail_before_anything_runs(tmp_path: Path) -> None:
     spec = spec_of(
         tmp_path,
-        "base: {upstream: wavlm, downstream: emotion}\ngrid: {seed: [1, 2], config.varan.prior: [chi3, uniform], config.varan.kl_bta: 1}",
+        "base: {upstream: wavlm, downstream: emotion, config.varan.kl_bta: 1}\n"
+        "grid: {seed: [1, 2], config.varan.prior: [chi3, uniform]}",
     )
     with pytest.raises(UserError, match="(?s)unknown key 'kl_bta'.*Did you mean 'kl_beta'.*in 4 cells"):
         resolve_spec(spec, "x")
@@ -209,6 +211,7 @@ def wait_until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_one_of_two_killed_midway_loses_and_repeats_nothing(tmp_path: Path) -> None:
     first, second = start(tmp_path, 10, 1, 1.0), start(tmp_path, 10, 1, 1.0)
     wait_until(lambda: len(list(tmp_path.glob("*/result.json"))) >= 2 and len(lines(tmp_path, "runs.txt")) >= 4)
@@ -221,6 +224,7 @@ def test_one_of_two_killed_midway_loses_and_repeats_nothing(tmp_path: Path) -> N
     assert len(runs) == 10 and sum(runs.values()) in (10, 11)  # at most the one that the killed worker was at began again
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_what_is_done_and_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path, 6, 2, 1.5)
     wait_until(lambda: len(list(tmp_path.glob("*/result.json"))) >= 2)
@@ -271,7 +275,8 @@ def test_same_cell_enqueued_by_two_runs_once(tmp_path: Path) -> None:
     assert shared.tally().running == 1
 
 
-def test_search_prunes_and_counts_its_draws(tmp_path: Path, fake: None) -> None:
+@pytest.mark.slow
+def test_search_prunes_and_counts_its_draws(tmp_path: Path, fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
     text = """
 base: {upstream: wavlm, downstream: emotion}
 search: {trials: 12, seed: 0, space: {seed: {int: [0, 40]}}}
@@ -283,7 +288,7 @@ search: {trials: 12, seed: 0, space: {seed: {int: [0, 40]}}}
     def cells_of(trial):
         return fake_cells([shared.draw(trial)["seed"]])
 
-    os.environ["FAKE_SECONDS"] = "1.0"
+    monkeypatch.setenv("FAKE_SECONDS", "1.0")
     engine = Engine(shared, [], tmp_path, workers=2, entry="fake_cells:quick", cells_of=cells_of, prune=True)
     assert engine.run() == 0
     tally = shared.tally()
@@ -313,3 +318,103 @@ def test_plan_is_what_a_report_misses(tmp_path: Path) -> None:
     cells = fake_cells([1, 2])
     write_plan(cells, tmp_path / "x.plan.json")
     assert [cell.status for cell in find_cells([str(tmp_path)])] == ["planned", "planned"]
+
+
+# ---- real cells
+
+
+@pytest.fixture
+def tone_sweep(tone_corpus: Path, tmp_path: Path) -> Path:
+    tiny = f"{HERE / 'tiny_expert.py'}:tiny"
+    path = tmp_path / "tones.yaml"
+    path.write_text(f"""
+name: tones
+base:
+  upstream: {tiny}
+  downstream: emotion
+  device: cpu
+  config.downstream_expert.datarc.root: {tone_corpus}
+  config.downstream_expert.datarc.meta_data: {tone_corpus / "meta_data"}
+  config.downstream_expert.datarc.train_batch_size: 16
+  config.runner.gradient_accumulate_steps: 1
+  config.runner.total_steps: 20
+  config.runner.eval_step: 10
+  config.runner.eval_dataloaders: [dev]
+  config.optimizer.lr: 0.02
+grid:
+  downstream_variant: [fold1, fold2]
+  featurizer: [weighted_sum, varan]
+  config.varan.prior: [uniform, chi2]
+""")
+    return path
+
+
+@pytest.mark.slow
+def test_sweep_of_real_cells_and_its_report(tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from s3prl_varan.report.cli import main as report
+    from s3prl_varan.sweep.cli import main as sweep
+
+    out = tmp_path / "out"
+    assert sweep([str(tone_sweep), "--out", str(out), "--dry-run"]) == 0
+    assert "6 cells, 0 done" in capsys.readouterr().out and not out.exists()
+    assert sweep([str(tone_sweep), "--out", str(out)]) == 0
+    results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/result.json")}
+    assert len(results) == 6
+    cells = resolve_spec(read_spec(tone_sweep), "tones")
+    assert {cell.id for cell in cells} == set(results)
+    # A process that has run other cells before gives the figures of a fresh one.
+    last = cells[-1]
+    fresh = tmp_path / "fresh"
+    command = [sys.executable, str(HERE.parent / "run" / "run_downstream.py"), *last.argv, "--expdir", str(fresh)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())})
+    alone = json.loads((fresh / "result.json").read_text())
+    assert alone["test"]["test"]["acc"] == results[last.id]["test"]["test"]["acc"]
+    assert alone["test"]["test"]["loss"] == pytest.approx(results[last.id]["test"]["test"]["loss"], rel=1e-4)
+    capsys.readouterr()
+    assert sweep([str(tone_sweep), "--out", str(out), "--dry-run"]) == 0
+    assert "6 cells, 6 done" in capsys.readouterr().out
+    assert report([str(out), "--out", str(tmp_path / "report")]) == 0
+    table = (tmp_path / "report/leaderboard.md").read_text()
+    assert "| weighted_sum |" in table and "of 2 settings of varan" in table and "incomplete" not in table
+    assert "tiny_expert.py:tiny / emotion" in table and str(HERE) not in table
+
+
+def test_corpora_are_checked_before_the_first_cell(tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from s3prl_varan.sweep.cli import main as sweep
+
+    out = tmp_path / "out"
+    assert sweep([str(tone_sweep), "--out", str(out), "--set", "downstream_variant=[fold1, fold9]"]) == 2
+    assert "Session9" in capsys.readouterr().err and not out.exists()
+
+
+def test_worker_command_is_complete(tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from s3prl_varan.sweep.cli import main as sweep
+
+    assert sweep([str(tone_sweep), "--print-worker", "--set", "seed=2", "--out", str(tmp_path / "o")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"--out {tmp_path / 'o'} --workers 1 --set seed=2" in first and str(tone_sweep) in first
+
+
+def test_all_folds_in_one_command(emotion_args, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from s3prl_varan.cli import main
+
+    overrides = {"config.runner.total_steps": 10, "config.runner.eval_step": 10}
+    argv = [str(flag) for flag in emotion_args("weighted_sum", "-p", str(tmp_path / "exp"), **overrides)]
+    assert main([*argv, "--folds", "fold1,fold9"]) == 2
+    assert "no fold9 in" in capsys.readouterr().err
+    assert main([*argv, "--folds", "all", "-v", "fold1"]) == 2
+    assert main([*argv, "--folds", "all", "-m", "evaluate"]) == 2
+    assert not (tmp_path / "exp").exists()
+    assert main([*argv, "--folds", "all"]) == 0
+    assert "mean test" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "exp/summary.json").read_text())
+    values = [
+        json.loads(path.read_text())["test"]["test"]["acc"] for path in sorted((tmp_path / "exp").glob("fold*/result.json"))
+    ]
+    assert len(values) == 4 == len(summary["folds"])
+    assert summary["mean"]["test"]["acc"] == pytest.approx(sum(values) / 4)
+    before = {path: path.stat().st_mtime for path in (tmp_path / "exp").glob("*/result.json")}
+    assert main([*argv, "--folds", "all", "-a"]) == 0
+    assert {path: path.stat().st_mtime for path in before} == before  # -a runs no finished fold again
+    assert main([*argv, "--folds", "all", "-a", "--seed", "2"]) == 2
+    assert "was run with other flags" in capsys.readouterr().err

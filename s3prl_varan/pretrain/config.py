@@ -61,6 +61,7 @@ class PretrainConfig:
 
     seed: int = 0
     max_piece: float = 15.0  # seconds; longer recordings are cut
+    mel_start: bool = False  # the first convolution starts as a mel-spaced filter bank instead of at random
     model: dict[str, Any] = field(default_factory=dict)
     stages: list[StageConfig] = field(default_factory=list)
     batch: BatchConfig = field(default_factory=BatchConfig)

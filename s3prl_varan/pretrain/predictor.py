@@ -38,7 +38,7 @@ class UnitPredictor(nn.Module):
         super().__init__()
         self.wavlm: Any = wavlm
         self.project = nn.Linear(wavlm.cfg.encoder_embed_dim, head_dim)
-        self.embeddings = nn.Parameter(torch.randn(units, head_dim))
+        self.embeddings = nn.Parameter(0.1 * torch.randn(units, head_dim))  # small: it turns faster
         self.temperature, self.visible_weight = temperature, visible_weight
 
     def encode(self, wavs: Tensor, mask: Tensor) -> Tensor:

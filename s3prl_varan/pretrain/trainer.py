@@ -13,8 +13,9 @@ from torch import nn
 from ..errors import UserError
 from .audio_cache import AudioCache, build_cache
 from .batches import CropSampler
-from .config import OptimConfig, PretrainConfig, StageConfig
+from .config import SAMPLE_RATE, OptimConfig, PretrainConfig, StageConfig
 from .curves import draw_curves, keep_until, write_metrics
+from .frontend import start_from_mel
 from .predictor import Prediction, UnitPredictor, build_wavlm
 from .units import build_units
 
@@ -154,15 +155,23 @@ class Trainer:
         model.load_state_dict({k.removeprefix("wavlm."): v for k, v in state.items() if k.startswith("wavlm.")})
         return model
 
+    def _new_wavlm(self, sampler: CropSampler) -> Any:
+        model = build_wavlm(self.config.model)
+        if self.config.mel_start:
+            wavs = torch.cat([sampler.draw(step).wavs[:, :SAMPLE_RATE] for step in range(8)])
+            start_from_mel(model.feature_extractor.conv_layers[0][0], wavs)
+        return model
+
     def _run_stage(self, number: int) -> None:
         settings, seed = self.config.stages[number], self.config.seed
         before = self._wavlm_before(number)
         source = before if settings.target == "layer" else None
         units = build_units(self.cache, source, settings.layer, settings.units, seed, self._stage_file(number, "units.npy"))
         torch.manual_seed(seed + number)
-        wavlm = before if settings.warm_start else build_wavlm(self.config.model)
+        sampler = CropSampler(self.cache, units, self.config.batch, seed + number)
+        wavlm = before if settings.warm_start else self._new_wavlm(sampler)
         assert wavlm is not None, "load_config refuses a warm start in the first stage"
-        stage = Stage(number, self.config, CropSampler(self.cache, units, self.config.batch, seed + number), wavlm)
+        stage = Stage(number, self.config, sampler, wavlm)
         if self.saved is not None and self.saved["stage"] == number:
             stage.load(self.saved)
         self._train(stage)

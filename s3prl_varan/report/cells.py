@@ -164,7 +164,7 @@ def _done_cell(folder: Path, result: dict[str, Any]) -> Cell:
 def _cell(folder: Path, status: str, args: dict[str, Any], config: dict[str, Any]) -> Cell:
     datarc = (config.get("downstream_expert") or {}).get("datarc") or {}
     corpus = next((str(datarc[key]) for key in CORPUS_KEYS if datarc.get(key)), "")
-    upstream, ckpt = args.get("upstream") or "?", args.get("upstream_ckpt")
+    upstream, ckpt = Path(str(args.get("upstream") or "?")).name, args.get("upstream_ckpt")
     if ckpt:
         upstream += f" ({Path(str(ckpt)).name})"
     fold = args.get("downstream_variant") or datarc.get("test_fold") or ("fold1" if args.get("downstream") == "emotion" else "-")

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from s3prl_varan.sweep.plan import resolve_spec, write_plan
+    from s3prl_varan.sweep.plan import check_corpora, resolve_spec, write_plan
     from s3prl_varan.sweep.spec import read_spec
 
     if args.workers < 1:
@@ -73,6 +73,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(listing(cells, folder, args.workers, spec.trials))
         return 0
+    check_corpora(cells)
     folder.mkdir(parents=True, exist_ok=True)
     if not spec.space:
         write_plan(cells, folder / f"{spec.name}.plan.json")

@@ -85,8 +85,9 @@ class Engine:
         missing = [key for key in self.by_id if key in done and not (self.folder / key / "result.json").is_file()]
         if missing:
             print(
-                f"{len(missing)} cells are done by the study's book and have no result in {self.folder}: {', '.join(missing[:5])}. "
-                "Were they run on another machine's disk? If you deleted them to run them again, delete the study too.",
+                f"{len(missing)} cells are done by the study's book and have no result in {self.folder}: "
+                f"{', '.join(missing[:5])}. Were they run on another machine's disk? "
+                "If you deleted them to run them again, delete the study too.",
                 file=sys.stderr,
             )
 
@@ -145,12 +146,12 @@ def _signals(stopping: threading.Event) -> Iterator[None]:
         signal.signal(number, before[number])
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, stop)
+        before[int(number)] = signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for key, handler in before.items():
+            signal.signal(key, handler)
 
 
 def cell_status(folder: Path) -> str:

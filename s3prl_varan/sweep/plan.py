@@ -28,6 +28,7 @@ class PlannedCell:
     config: dict[str, Any]
     higher_is_better: bool = True
     metric: str = "acc"
+    splits: tuple[str, ...] = ()  # all that it will read
 
 
 def command_line(settings: dict[str, Any]) -> list[str]:
@@ -61,7 +62,8 @@ def resolve(settings: dict[str, Any]) -> PlannedCell:
     experiment.check_splits(args, config)
     task = find_task(args.downstream)
     plain = {name: value for name, value in vars(args).items() if name not in CALL_FLAGS}
-    return PlannedCell(cell_id(plain, raw), tuple(argv), settings, plain, raw, task.higher_is_better, task.metric)
+    splits = tuple(experiment.splits_used(args, config, task))
+    return PlannedCell(cell_id(plain, raw), tuple(argv), settings, plain, raw, task.higher_is_better, task.metric, splits)
 
 
 def resolve_all(settings: list[dict[str, Any]], source: str) -> list[PlannedCell]:
@@ -92,6 +94,19 @@ def resolve_spec(spec: Spec, source: str) -> list[PlannedCell]:
     if len({cell.args["downstream"] for cell in cells}) > 1:
         raise UserError(f"{source}: a search compares dev figures, so all its cells need the same downstream.")
     return cells
+
+
+def check_corpora(cells: list[PlannedCell]) -> None:
+    """Each corpus and fold that the cells name can be read, or a UserError, before the first cell starts."""
+    from s3prl_varan.tasks import find_task
+
+    seen = set()
+    for cell in cells:
+        section, variant = cell.config["downstream_expert"], cell.args.get("downstream_variant")
+        place = json.dumps([cell.args["downstream"], section.get("datarc"), variant, cell.splits], sort_keys=True, default=str)
+        if place not in seen:
+            seen.add(place)
+            find_task(cell.args["downstream"]).check_data(section, variant, list(cell.splits))
 
 
 def write_plan(cells: list[PlannedCell], path: Path) -> None:
