@@ -68,7 +68,7 @@ def check_corpus(section: dict[str, Any], splits: Sequence[str]) -> None:
     if problems:
         remedy = PREPARE
         if unknown:
-            remedy += " Spell digits and symbols as they are spoken; for other letters make a dictionary (--build_dict, dict_path)."
+            remedy += " Spell digits and symbols as spoken; other letters need their own dictionary (--build_dict, dict_path)."
         rest = [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
         raise problems_error("The speech corpus cannot be used:", problems[:MAX_SHOWN] + rest, remedy)
 

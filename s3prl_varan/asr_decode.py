@@ -45,12 +45,13 @@ def decoder_problems(section: dict[str, Any] | None) -> list[str]:
     if kind == "greedy":
         return problems
     model, lexicon = values.get("kenlm_model"), values.get("lexicon")
-    missing = [f"{key}: no file {path}" for key, path in (("kenlm_model", model), ("lexicon", lexicon)) if path and not Path(path).is_file()]
+    files = {"kenlm_model": model, "lexicon": lexicon}
+    missing = [f"{key}: no file {path}" for key, path in files.items() if path and not Path(path).is_file()]
     problems += missing
     if kind == "kenlm" and not model:
-        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (without: decoder_type beam)")
-    elif kind == "kenlm" and not lexicon and not missing and not _is_arpa(model):
-        problems.append("lexicon: needed with a binary language model (lines WORD S P E L L I N G |); an .arpa lists its own words")
+        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (decoder_type beam: none)")
+    elif kind == "kenlm" and not lexicon and not missing and not _is_arpa(str(model)):
+        problems.append("lexicon: a binary language model needs one (lines WORD S P E L L I N G |); an .arpa lists its words")
     try:
         import flashlight.lib.text.decoder  # noqa: F401
     except ImportError:

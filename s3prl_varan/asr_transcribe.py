@@ -41,7 +41,7 @@ class Piece:
 def transcribe_files(args: Namespace, model: SpeechModel, device: torch.device) -> None:
     """Transcribe the files and folders of -t (joined by commas): print `path TAB text`, append a JSON line each to EXPDIR."""
     paths = find_audio(args.evaluate_split.split(","))
-    expert = model.downstream.expert
+    expert: Any = model.downstream.expert
     model.eval()
     done: list[dict[str, Any]] = []
     with open(Path(args.expdir) / OUTPUT, "a", encoding="utf-8") as log:
@@ -61,7 +61,8 @@ def recognise(model: SpeechModel, waves: list[Tensor]) -> list[dict[str, Any]]:
     prediction, features = model.predict(waves)
     log_probs = prediction.log_probs.float().log_softmax(dim=-1).cpu().contiguous()
     lengths = prediction.lengths.tolist()
-    _, words = model.downstream.expert._decode(log_probs, lengths)
+    expert: Any = model.downstream.expert
+    _, words = expert._decode(log_probs, lengths)
     weights = features.layer_weights.float().cpu().tolist()
     best = log_probs.amax(dim=-1)
     return [
@@ -71,7 +72,7 @@ def recognise(model: SpeechModel, waves: list[Tensor]) -> list[dict[str, Any]]:
 
 
 def joined(segments: list[dict[str, Any]], layers: list[int]) -> dict[str, Any]:
-    """One row for a file out of its pieces: text, score and layer posterior (means over its frames), and the pieces if several."""
+    """A file's row out of its pieces: text, score and layer posterior (means over its frames), and the pieces if several."""
     frames = [segment["frames"] for segment in segments]
     total = sum(frames)
     mean = lambda values: sum(value * count for value, count in zip(values, frames, strict=True)) / total  # noqa: E731

@@ -12,8 +12,10 @@ from s3prl_varan.tasks import Task
 MAX_CLASSES = 20  # more rows than this say nothing in a picture
 
 
-def write_layer_weights(expdir: Path, task: Task, layers: list[int], split: str, records: dict[str, list]) -> None:
-    """Write both files for the split evaluated last. records: filename, truth, predict and layer_weights, a row each."""
+def write_layer_weights(
+    expdir: Path, task: Task, layers: list[int], split: str, records: dict[str, list], *, picture: bool = True
+) -> None:
+    """Write the files for the split evaluated last. records: filename, truth, predict and layer_weights, a row each."""
     weights = np.asarray(records["layer_weights"])  # [utterances, N]
     names = list(map(str, records.get(task.filename, range(len(weights)))))
     truth = [_text(value) for value in records.get(task.truth, [""] * len(weights))]
@@ -24,7 +26,8 @@ def write_layer_weights(expdir: Path, task: Task, layers: list[int], split: str,
     for name, label, guess, row in zip(names, truth, predicted, weights, strict=True):
         writer.writerow([split, name, label, guess, *(f"{weight:.6f}" for weight in row)])
     write_atomic(expdir / "layer_weights.csv", table.getvalue())
-    write_atomic(expdir / "layer_weights.png", draw_layer_weights(weights, truth, layers, split))
+    if picture:
+        write_atomic(expdir / "layer_weights.png", draw_layer_weights(weights, truth, layers, split))
 
 
 def _text(value: object) -> str:

@@ -199,7 +199,7 @@ class Runner:
         splits = self.config.runner.eval_dataloaders
         deciding = next(name for name in splits if name.startswith("dev"))
         for split in splits:
-            evaluation = self.evaluate(split, step)
+            evaluation = self.evaluate(split, step, picture=False)  # drawing takes longer than a small split
             if not self.is_main or split != deciding:
                 if split == deciding:
                     self._update_best(best, step, evaluation)
@@ -221,7 +221,7 @@ class Runner:
     # ---- evaluation
 
     @torch.no_grad()
-    def evaluate(self, split: str, step: int) -> Evaluation:
+    def evaluate(self, split: str, step: int, *, picture: bool = True) -> Evaluation:
         """Figures and records of a whole split, gathered over all processes; written to metrics.jsonl."""
         self.model.eval()
         loader = self._eval_loader(split)
@@ -237,7 +237,7 @@ class Runner:
         figures = {**self.task.measure(records), **{name: value / count for name, value in sums.items()}}
         evaluation = Evaluation(split, figures, records)
         if self.is_main:
-            self._record(evaluation, step)
+            self._record(evaluation, step, picture)
         return evaluation
 
     def _eval_loader(self, split: str) -> Any:
@@ -263,7 +263,7 @@ class Runner:
         merged = {key: [item for part in parts for item in part[0].get(key, [])] for key in keys}
         return merged, {key: sum(part[1].get(key, 0.0) for part in parts) for key in sums}, sum(part[2] for part in parts)
 
-    def _record(self, evaluation: Evaluation, step: int) -> None:
+    def _record(self, evaluation: Evaluation, step: int, picture: bool) -> None:
         weights = torch.tensor(evaluation.records["layer_weights"]).mean(dim=0).tolist()
         self._write_metrics({"step": step, "split": evaluation.split, **evaluation.figures, "layer_weights": weights})
         if self.writer:
@@ -271,7 +271,8 @@ class Runner:
                 self.writer.add_scalar(f"{evaluation.split}/{name}", value, step)
         self._expert_log(evaluation.split, evaluation.records, step)
         if len(self.model.featurizer.layers) > 1:
-            write_layer_weights(self.expdir, self.task, self.model.featurizer.layers, evaluation.split, evaluation.records)
+            layers = self.model.featurizer.layers
+            write_layer_weights(self.expdir, self.task, layers, evaluation.split, evaluation.records, picture=picture)
 
     def evaluate_splits(self, step: int) -> dict[str, Evaluation]:
         """Evaluate the splits of -t and print their figures."""

@@ -94,12 +94,13 @@ def _speaker_independent_dev(expert: Any, section: dict[str, Any], variant: str 
         expert.dev_dataset = IEMOCAPDataset(section["datarc"]["root"], str(path), section["datarc"]["pre_load"])
 
 
-def _paths_exist(*keys: str) -> Callable[[dict[str, Any], str | None], None]:
+def _paths_exist(*keys: str) -> Callable[[dict[str, Any], str | None, list[str]], None]:
     """A check that the corpus is where these keys of datarc say."""
 
-    def check(section: dict[str, Any], variant: str | None) -> None:
+    def check(section: dict[str, Any], variant: str | None, splits: list[str]) -> None:
         datarc = section["datarc"]
-        missing = [f"config.downstream_expert.datarc.{key}: nothing at {datarc.get(key)}" for key in keys if not Path(str(datarc.get(key))).exists()]
+        absent = [key for key in keys if not Path(str(datarc.get(key))).exists()]
+        missing = [f"config.downstream_expert.datarc.{key}: nothing at {datarc.get(key)}" for key in absent]
         if missing:
             raise problems_error("The corpus is not there:", missing, "Set these keys with -o or in a config given by -c.")
 

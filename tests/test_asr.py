@@ -266,6 +266,20 @@ def test_unknown_characters_never_become_unk(letters_corpus):
     assert len(dictionary) == size
 
 
+def test_a_corpus_with_other_characters_brings_its_dictionary(letters_corpus, asr_args, tmp_path, capsys):
+    root = tmp_path / "corpus"
+    shutil.copytree(letters_corpus, root)
+    for path in root.glob("*/*/*/*.trans.txt"):
+        path.write_text(path.read_text().replace("E", "é"))
+    place = {"config.downstream_expert.datarc.libri_root": root, "config.runner.total_steps": 2}
+    _, err = run(asr_args("last_layer", "-p", tmp_path / "a", **place), capsys, expect=2)
+    assert "'É'" in err and "--build_dict" in err
+    prepare_librispeech(root, build_dict=True)
+    place["config.downstream_expert.datarc.dict_path"] = root / "meta_data" / "char.dict"
+    run(asr_args("last_layer", "-p", tmp_path / "a", **place), capsys)
+    assert any("É" in line for line in lines_of(tmp_path / "a" / "dev-noLM-ref.ark"))
+
+
 # ---- loss
 
 

@@ -33,7 +33,10 @@ def refused(args, capsys):
         (["-m", "evaluate", "-e", "no/such/place"], "neither a checkpoint nor an experiment folder"),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "-c", "none.yaml"], "no config file at none.yaml"),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "--lora", "--upstream_trainable"], "choose one"),
-        (["-f", "varan", "-u", "wavlm", "-d", "emotion", "--lora", "--cache", "auto"], "--cache keeps a frozen upstream's features"),
+        (
+            ["-f", "varan", "-u", "wavlm", "-d", "emotion", "--lora", "--cache", "auto"],
+            "--cache keeps a frozen upstream's features",
+        ),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "-t", "tset"], "unknown split 'tset', expected one of train, dev, test"),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "-o", "config.varan.kl_betta=1"], "Did you mean 'kl_beta'?"),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "-o", "config.runer.total_steps=1"], "Did you mean 'runner'?"),

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from s3prl_varan.cache import FeatureCache
-from s3prl_varan.clip_keys import clip_key
 from s3prl_varan.cache_tool import main as cache_main
 from s3prl_varan.cli import main
+from s3prl_varan.clip_keys import clip_key
 from s3prl_varan.errors import UserError
 from s3prl_varan.features import stack_layers
 from s3prl_varan.segments import ALIGN, HEADER_BYTES, SegmentStore

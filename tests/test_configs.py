@@ -17,8 +17,8 @@ SHIPPED = [path for name in TASKS for path in sorted((config.config_root() / nam
 def test_shipped_configs_are_valid_and_name_their_command(path):
     import torch
 
-    from s3prl_varan.optim import build_scheduler
     from s3prl_varan.config import optimizer_class
+    from s3prl_varan.optim import build_scheduler
 
     names = (
         [path.stem]

@@ -131,7 +131,11 @@ def test_options_of_varan(options, emotion_args, tmp_path, capsys):
 
 
 def test_an_attentive_head_loops_over_layers(emotion_args, tmp_path, capsys):
-    overrides = {"config.runner.total_steps": 4, "config.varan.head_dropout": 0, "config.downstream_expert.modelrc.select": "DeepModel"}
+    overrides = {
+        "config.runner.total_steps": 4,
+        "config.varan.head_dropout": 0,
+        "config.downstream_expert.modelrc.select": "DeepModel",
+    }
     run(emotion_args("varan", "-p", tmp_path / "exp", **overrides), capsys)
     assert read_result(tmp_path / "exp")["parameters"]["downstream"]["trainable"] > 0
 
@@ -143,7 +147,12 @@ def test_normalised_features_and_bf16(emotion_args, tmp_path, capsys):
 
 
 def test_early_stop(emotion_args, tmp_path, capsys):
-    overrides = {"config.runner.total_steps": 1000, "config.runner.early_stop": 2, "config.runner.eval_step": 1, "config.optimizer.lr": 0}
+    overrides = {
+        "config.runner.total_steps": 1000,
+        "config.runner.early_stop": 2,
+        "config.runner.eval_step": 1,
+        "config.optimizer.lr": 0,
+    }
     run(emotion_args("last_layer", "-p", tmp_path / "exp", **overrides), capsys)
     assert read_result(tmp_path / "exp")["steps"] == 3  # the first is best, then two no better
 

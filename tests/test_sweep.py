@@ -360,6 +360,7 @@ def test_sweep_of_real_cells_and_its_report(tone_sweep: Path, tmp_path: Path, ca
     assert sweep([str(tone_sweep), "--out", str(out)]) == 0
     results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/result.json")}
     assert len(results) == 6
+    assert not list(out.glob("*/states-*.ckpt")) and len(list(out.glob("*/dev-best.ckpt"))) == 6
     cells = resolve_spec(read_spec(tone_sweep), "tones")
     assert {cell.id for cell in cells} == set(results)
     # A process that has run other cells before gives the figures of a fresh one.
@@ -395,6 +396,7 @@ def test_worker_command_is_complete(tone_sweep: Path, tmp_path: Path, capsys: py
     assert f"--out {tmp_path / 'o'} --workers 1 --set seed=2" in first and str(tone_sweep) in first
 
 
+@pytest.mark.slow
 def test_all_folds_in_one_command(emotion_args, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from s3prl_varan.cli import main
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from s3prl_varan.benchmark.cases import Case
 
-
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

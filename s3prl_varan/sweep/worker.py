@@ -191,6 +191,8 @@ class Worker(threading.Thread):
         if outcome.end == "done":
             if not (folder / "result.json").is_file():
                 return Outcome("crashed", "ended without a result.json")
+            for states in folder.glob("states-*.ckpt"):  # to resume from; dev-best.ckpt stays
+                states.unlink()
             outcome.dev, outcome.seconds = _dev_figure(folder), time.monotonic() - started
         return outcome
 
@@ -245,6 +247,7 @@ def child_environment(number: int, workers: int, gpus: list[str]) -> dict[str, s
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.setdefault(name, str(max(1, cores // workers)))
+    environment.setdefault("TQDM_MININTERVAL", "30")  # seconds: a log is no terminal
     package_parent = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
     if gpus:
