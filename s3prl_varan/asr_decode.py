@@ -49,9 +49,9 @@ def decoder_problems(section: dict[str, Any] | None) -> list[str]:
     missing = [f"{key}: no file {path}" for key, path in files.items() if path and not Path(path).is_file()]
     problems += missing
     if kind == "kenlm" and not model:
-        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (decoder_type beam: none)")
+        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (beam does not)")
     elif kind == "kenlm" and not lexicon and not missing and not _is_arpa(str(model)):
-        problems.append("lexicon: a binary language model needs one (lines WORD S P E L L I N G |); an .arpa lists its words")
+        problems.append("lexicon: a binary language model needs one (lines WORD S P E L L I N G |); an .arpa lists them")
     try:
         import flashlight.lib.text.decoder  # noqa: F401
     except ImportError:

@@ -30,10 +30,15 @@ class BatchState:
 
     features: LayerFeatures | None = None
     layer_logits: Tensor | None = None  # [B, L, C] or [B, L, T, V]
+    layer_log_probs: Tensor | None = None  # their log_softmax over the last axis
     prediction: Tensor | None = None  # aggregated [B, C] or [B, T, V], as handed to the expert
     lengths: Tensor | None = None  # [B] of the prediction's T
     terms: list[Elbo] = field(default_factory=list)  # one for each call of the objective
     unaligned: Tensor | None = None  # [B] bool, CTC only: targets that need more frames than there are
+
+    def clear(self) -> None:
+        """Let the graph go."""
+        self.features = self.layer_logits = self.layer_log_probs = self.prediction = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,11 @@ class _Model(nn.Module):
         assert state.features is not None, "the expert ran outside LayerwiseDownstream"
         logits, state.lengths = self.heads(state.features.hidden, state.features.lengths)
         state.layer_logits = logits.float()
-        state.prediction = aggregate_log_probs(
-            state.layer_logits.log_softmax(dim=-1), state.features.posterior_logits, self.settings.prediction
-        )
+        state.layer_log_probs = state.layer_logits.log_softmax(dim=-1)
+        with torch.no_grad():  # no loss is taken of the prediction
+            state.prediction = aggregate_log_probs(
+                state.layer_log_probs, state.features.posterior_logits, self.settings.prediction
+            )
         return state.prediction, state.lengths
 
 
@@ -116,7 +123,7 @@ class LayerwiseCTC(_Objective):
                 "infinite. Set config.downstream_expert.datarc.zero_infinity=True, or leave them out of the corpus."
             )
         nll = layerwise_ctc(
-            self.state.layer_logits.log_softmax(dim=-1),
+            self.state.layer_log_probs,
             labels,
             input_lengths,
             target_lengths,
@@ -176,14 +183,14 @@ class LayerwiseDownstream(nn.Module):
         terms = self.state.terms
         if self.state.unaligned is not None:
             records.setdefault("unaligned", []).extend(self.state.unaligned.tolist())
-        self.state.features = self.state.layer_logits = self.state.prediction = None  # let the graph go
+        self.state.clear()
         return Elbo(loss, sum(term.nll for term in terms), terms[0].kl)
 
     def predict(self, features: LayerFeatures) -> Prediction:
         """The aggregated prediction, without labels."""
         self.state.features = features
         log_probs, lengths = self.expert.model(features.hidden)
-        self.state.features = self.state.layer_logits = self.state.prediction = None
+        self.state.clear()
         return Prediction(log_probs, lengths)
 
 

@@ -156,6 +156,10 @@ def apply_overrides(args: Namespace, raw: dict[str, Any]) -> None:
 
 def check_flags(args: Namespace) -> None:
     """Flags that make no sense together."""
+    if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device: expected cuda or cpu, found '{args.device}'.")
+    if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here. Leave the flag out, or give --device cpu.")
     if args.lora and args.upstream_trainable:
         raise UserError("--lora freezes the upstream's own weights, --upstream_trainable trains them: choose one.")
     if args.cache and (args.lora or args.upstream_trainable):

@@ -90,6 +90,7 @@ class Runner:
             torch.set_rng_state(resume["Rng"])
         if self.is_main:
             print(format_parameter_table(model_parameters(self.model)))
+        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
         batches = self._train_batches(step * options.gradient_accumulate_steps)
         stream = iter(batches)
@@ -154,7 +155,7 @@ class Runner:
                     self.lora_checked = True
                 if self.accelerator.sync_gradients:
                     clip = options.gradient_clipping or math.inf
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), clip)
+                    norm = self.accelerator.clip_grad_norm_(self.trainable, clip)
                     self._check_finite(terms, norm, step)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -33,6 +33,7 @@ def refused(args, capsys):
         (["-m", "evaluate", "-e", "no/such/place"], "neither a checkpoint nor an experiment folder"),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "-c", "none.yaml"], "no config file at none.yaml"),
         (["-f", "varan", "-u", "wavlm", "-d", "emotion", "--lora", "--upstream_trainable"], "choose one"),
+        (["-f", "varan", "-u", "wavlm", "-d", "emotion", "--device", "gpu"], "--device: expected cuda or cpu, found 'gpu'"),
         (
             ["-f", "varan", "-u", "wavlm", "-d", "emotion", "--lora", "--cache", "auto"],
             "--cache keeps a frozen upstream's features",

@@ -279,5 +279,6 @@ def test_report_needs_no_torch() -> None:
     code = (
         "import sys, s3prl_varan.report.cli, s3prl_varan.report.figures, s3prl_varan.report.table; print('torch' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(__file__).resolve().parents[1]
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert run.stdout.strip() == "False"

@@ -142,6 +142,12 @@ def fake_engine(folder: Path, cells: list[PlannedCell], *, workers: int = 1, sta
     return Engine(shared, cells, folder, workers=workers, entry="fake_cells:quick", **more)
 
 
+@pytest.fixture(params=["journal", "sqlite"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a study is kept: Optuna's journal file, or a database URL."""
+    return str(tmp_path / "x.journal") if request.param == "journal" else f"sqlite:///{tmp_path / 'x.db'}"
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
@@ -242,8 +248,8 @@ def test_interrupt_keeps_what_is_done_and_goes_on(tmp_path: Path) -> None:
     assert lines(tmp_path, "ended.txt") == {f"cell{seed:03}": 1 for seed in range(6)}
 
 
-def test_silent_owner_elsewhere_is_replaced_and_notices(tmp_path: Path) -> None:
-    study = open_study(str(tmp_path / "x.journal"), "x", True)
+def test_silent_owner_elsewhere_is_replaced_and_notices(storage: str) -> None:
+    study = open_study(storage, "x", True)
     sleeper, other = SharedStudy(study, ["a"], stale=0.3), SharedStudy(study, ["a"], stale=0.3)
     sleeper.place = "another-machine"
     trial = sleeper.claim()
@@ -265,8 +271,8 @@ def test_silent_owner_elsewhere_is_replaced_and_notices(tmp_path: Path) -> None:
     assert other.over()
 
 
-def test_same_cell_enqueued_by_two_runs_once(tmp_path: Path) -> None:
-    study = open_study(str(tmp_path / "x.journal"), "x", True)
+def test_same_cell_enqueued_by_two_runs_once(storage: str) -> None:
+    study = open_study(storage, "x", True)
     for _ in range(3):
         study.enqueue_trial({}, user_attrs={"key": "a"})
     shared = SharedStudy(study, ["a"])
@@ -296,6 +302,11 @@ search: {trials: 12, seed: 0, space: {seed: {int: [0, 40]}}}
     pruned = [path.parent for path in tmp_path.glob("*/status.json")]
     assert pruned and all(not (folder / "result.json").exists() for folder in pruned)
     assert study.best_value == 59.0 - study.best_params["seed"]
+
+
+def test_storage_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--storage sqlite:////nowhere/x.db: cannot be used"):
+        open_study("sqlite:////nowhere/x.db", "x", True)
 
 
 def test_a_held_folder_is_waited_for(tmp_path: Path) -> None:
@@ -333,6 +344,7 @@ base:
   upstream: {tiny}
   downstream: emotion
   device: cpu
+  cache: auto
   config.downstream_expert.datarc.root: {tone_corpus}
   config.downstream_expert.datarc.meta_data: {tone_corpus / "meta_data"}
   config.downstream_expert.datarc.train_batch_size: 16
@@ -360,6 +372,7 @@ def test_sweep_of_real_cells_and_its_report(tone_sweep: Path, tmp_path: Path, ca
     assert sweep([str(tone_sweep), "--out", str(out)]) == 0
     results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/result.json")}
     assert len(results) == 6
+    assert len(list((out / "features").iterdir())) > 0  # one cache for all cells
     assert not list(out.glob("*/states-*.ckpt")) and len(list(out.glob("*/dev-best.ckpt"))) == 6
     cells = resolve_spec(read_spec(tone_sweep), "tones")
     assert {cell.id for cell in cells} == set(results)

@@ -34,6 +34,7 @@ class Case:
     featurizer: str
     batch: int
     seconds: float
+    head_dropout: float = 0.1  # as in the shipped configs of VARAN
     precision: str = "fp32"
     compiled: bool = False
     device: str = "cpu"
@@ -123,12 +124,13 @@ def build_step(case: Case, upstream: Upstream | None = None) -> Step:
     torch.manual_seed(0)
     ctc, trains = case.task == "ctc", case.tuning != "frozen"
     wavs = [0.1 * torch.randn(round(16000 * case.seconds), device=case.device) for _ in range(case.batch)]
-    options: HeadOptions = VaranOptions(head="linear") if case.featurizer in ("varan", "plain") else HeadOptions(head="linear")
+    options_class = VaranOptions if case.featurizer in ("varan", "plain") else HeadOptions
+    options = options_class(head="linear", head_dropout=case.head_dropout)
     name = "varan" if case.featurizer == "plain" else case.featurizer
     featurizer = build_featurizer(name, upstream.num_hidden, upstream.dim, options)
     if case.featurizer == "plain":
         outputs, prior = SYMBOLS if ctc else CLASSES, featurizer.prior
-        heads = PlainVaran(upstream.num_hidden - 1, upstream.dim, WIDTH, outputs, prior, ctc=ctc)
+        heads = PlainVaran(upstream.num_hidden - 1, upstream.dim, WIDTH, outputs, prior, ctc=ctc, dropout=case.head_dropout)
         model: nn.Module = PlainModel(upstream, heads, trains)
     else:
         downstream = adapt_expert("benchmark", StubExpert(upstream.dim, ctc), upstream.dim, featurizer.num_outputs, options)

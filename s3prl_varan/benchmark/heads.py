@@ -16,7 +16,15 @@ HEADS = ("weighted_sum", "varan", "plain", "plain_pooled")
 
 
 def build_heads(
-    kind: str, task: str, *, num_layers: int, frames: int, batch: int, dim: int = 768, train_inputs: bool = False, device: str = "cpu"
+    kind: str,
+    task: str,
+    *,
+    num_layers: int,
+    frames: int,
+    batch: int,
+    dim: int = 768,
+    train_inputs: bool = False,
+    device: str = "cpu",
 ) -> Callable[[], Tensor]:
     """Forward and backward of everything after the upstream, over `num_layers` hidden states [batch, frames, dim].
 
@@ -27,12 +35,15 @@ def build_heads(
     layers = [torch.randn(batch, frames, dim, device=device).requires_grad_(train_inputs) for _ in range(num_layers + 1)]
     lengths = torch.full((batch,), frames, device=device)
     others = labels_of(batch, frames / 50, ctc, device)
-    options: HeadOptions = HeadOptions(head="linear") if kind == "weighted_sum" else VaranOptions(head="linear")
+    options_class = HeadOptions if kind == "weighted_sum" else VaranOptions
+    options = options_class(head="linear", head_dropout=dropout)
     featurizer = build_featurizer("weighted_sum" if kind == "weighted_sum" else "varan", num_layers + 1, dim, options)
     parts: list[nn.Module] = []
     if kind.startswith("plain"):
         outputs, first = SYMBOLS if ctc else CLASSES, kind == "plain_pooled"
-        heads = PlainVaran(num_layers, dim, WIDTH, outputs, featurizer.prior, ctc=ctc, pool_first=first).to(device)
+        heads = PlainVaran(num_layers, dim, WIDTH, outputs, featurizer.prior, ctc=ctc, pool_first=first, dropout=dropout).to(
+            device
+        )
         parts.append(heads)
         forward = lambda: heads(layers[1:], lengths, *others)  # noqa: E731
     else:

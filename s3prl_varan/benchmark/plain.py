@@ -25,13 +25,14 @@ class PlainVaran(nn.Module):
         *,
         ctc: bool,
         pool_first: bool = False,
-        posterior_heads: int = 16,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.projectors = nn.ModuleList(nn.Linear(dim, width) for _ in range(num_layers))
         self.classifiers = nn.ModuleList(nn.Linear(width, outputs) for _ in range(num_layers))
-        self.posterior = LayerPosterior(dim, posterior_heads)
+        self.posterior = LayerPosterior(dim)
         self.register_buffer("prior", prior)
+        self.dropout = nn.Dropout(dropout)
         self.ctc, self.pool_first = ctc, pool_first
 
     def forward(self, layers: list[Tensor], lengths: Tensor, labels: Tensor, label_lengths: Tensor | None) -> Tensor:
@@ -41,11 +42,11 @@ class PlainVaran(nn.Module):
         losses = []
         for index, (layer, project, classify) in enumerate(zip(layers, self.projectors, self.classifiers, strict=True)):
             if self.ctc:
-                log_probs = classify(project(layer)).float().log_softmax(-1).transpose(0, 1)
+                log_probs = classify(self.dropout(project(layer))).float().log_softmax(-1).transpose(0, 1)
                 losses.append(F.ctc_loss(log_probs, labels, lengths, label_lengths, reduction="none") / lengths)
                 continue
             pooled = project(summaries[:, index]) if self.pool_first else _mean(project(layer), lengths)
-            losses.append(F.cross_entropy(classify(pooled).float(), labels, reduction="none"))
+            losses.append(F.cross_entropy(classify(self.dropout(pooled)).float(), labels, reduction="none"))
         return elbo(torch.stack(losses, dim=1), posterior_logits, self.prior, 0.05).loss
 
 

@@ -207,7 +207,7 @@ def _depends(other: str, key: str) -> bool:
     """A prior's own parameters come and go with it, a head's width with the kind of head."""
     if key.endswith(".prior"):
         return other.endswith((".chi2_df", ".chi2_nc", ".geometric_p"))
-    return key.endswith(".head") and other.endswith((".head_dim", ".head_dropout"))
+    return key.endswith(".head") and other.endswith(".head_dim")
 
 
 def _order(value: Any) -> tuple[int, Any]:

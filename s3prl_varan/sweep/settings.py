@@ -52,7 +52,7 @@ def relevant_settings(args: dict[str, Any], config: dict[str, Any]) -> dict[str,
 
 def _unread_head_keys(featurizer: str, section: dict[str, Any]) -> list[str]:
     """Keys of the featurizer's section that its other values make idle."""
-    unread = [] if section.get("head", "expert") == "linear" else ["head_dim", "head_dropout"]
+    unread = [] if section.get("head", "expert") == "linear" else ["head_dim"]
     prior = str(section.get("prior", "chi2_reversed"))
     if not prior.startswith("chi2"):
         unread += ["chi2_df", "chi2_nc"]

@@ -177,7 +177,8 @@ class Worker(threading.Thread):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STATUS).unlink(missing_ok=True)
         started = time.monotonic()
-        self.child.send([*cell.argv, "--expdir", str(folder), "--auto_resume"], folder)
+        shared_features = ["--cache", str(self.folder / "features")] if cell.settings.get("cache") == "auto" else []
+        self.child.send([*cell.argv, *shared_features, "--expdir", str(folder), "--auto_resume"], folder)
         asked: tuple[str, float] | None = None  # why the cell was asked to stop, and when
         while True:
             try:
