@@ -23,14 +23,26 @@ def _geometric(num_layers: int, *, geometric_p: float, **_: float) -> np.ndarray
 
 def _chi2(num_layers: int, *, chi2_df: float, chi2_nc: float, **_: float) -> np.ndarray:
     """Non-central chi-square density on L evenly spaced points, times the step; missing mass to the first layer."""
-    from scipy.stats import ncx2
+    from scipy.special import chndtrix  # its inverse CDF; scipy.stats would take a second and 50 MB
 
     if num_layers == 1:  # no step to speak of: all the mass on the one layer
         return np.ones(1)
-    points = np.linspace(*ncx2.ppf([CHI2_TAIL, 1.0 - CHI2_TAIL], chi2_df, chi2_nc), num_layers)
-    probs = ncx2.pdf(points, chi2_df, chi2_nc) * (points[1] - points[0])
+    points = np.linspace(*chndtrix(np.array([CHI2_TAIL, 1.0 - CHI2_TAIL]), chi2_df, chi2_nc), num_layers)
+    probs = _chi2_density(points, chi2_df, chi2_nc) * (points[1] - points[0])
     probs[0] += 1.0 - probs.sum()
     return probs
+
+
+def _chi2_density(points: np.ndarray, df: float, nc: float) -> np.ndarray:
+    """Non-central chi-square density at points [N] > 0: central ones of df + 2 i, mixed by a Poisson law of mean nc / 2."""
+    from scipy.special import gammaln, xlogy
+
+    mean = nc / 2
+    i = np.arange(int(mean + 12 * mean**0.5 + 40))
+    log_poisson = xlogy(i, mean) - mean - gammaln(i + 1)
+    half = df / 2 + i
+    log_central = (half - 1) * np.log(points[:, None] / 2) - points[:, None] / 2 - gammaln(half) - np.log(2)
+    return np.exp(log_poisson + log_central).sum(axis=1)
 
 
 _FAMILIES = {"uniform": _uniform, "geometric": _geometric, "chi2": _chi2}

@@ -172,8 +172,8 @@ class Runner:
         if bad:
             shown = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
             raise UserError(
-                f"Training diverged at step {step + 1}: {shown}, gradient norm {float(norm):.4g}. Lower optimizer.lr, lengthen the "
-                "warm-up, or set runner.precision: fp32. The checkpoints written so far are kept."
+                f"Training diverged at step {step + 1}: {shown}, gradient norm {float(norm or 0):.4g}. Lower optimizer.lr, "
+                "lengthen the warm-up, or set runner.precision: fp32. The checkpoints written so far are kept."
             )
 
     def _to_device(self, wavs: Any) -> list[Tensor]:

@@ -76,8 +76,8 @@ class Upstream(nn.Module):
     def forward(self, wavs: Sequence[Tensor]) -> HiddenStates:
         """16 kHz waveforms B x [num_samples], float32 in [-1, 1] -> HiddenStates on their device.
 
-        lengths: SUPERB's round(num_samples / downsample_rate), but no more than the clip makes alone, within 1..T. UserError where the expert's output has
-        another form than when it was probed.
+        lengths: SUPERB's round(num_samples / downsample_rate), but no more than the clip makes alone, within 1..T.
+        UserError where the expert's output has another form than when it was probed.
         """
         assert len(wavs) > 0 and all(wav.dim() == 1 for wav in wavs), "expected waveforms B x [num_samples]"
         wavs = [F.pad(wav, (0, max(0, self.min_samples - len(wav)))) for wav in wavs]
@@ -229,7 +229,9 @@ def _one_shape(layers: list[Tensor], batch: int, name: str, key: str) -> list[Te
         raise MixedShapesError(f"The hidden states of upstream '{name}' differ in size: {_per_layer(sizes)}. {remedy}")
     frames = [layer.size(1) for layer in layers]
     if max(frames) - min(frames) >= TOLERABLE_FRAMES:
-        raise MixedShapesError(f"The hidden states of upstream '{name}' differ in frame rate: {_per_layer(frames)} frames. {remedy}")
+        raise MixedShapesError(
+            f"The hidden states of upstream '{name}' differ in frame rate: {_per_layer(frames)} frames. {remedy}"
+        )
     return [layer[:, : min(frames)] for layer in layers]
 
 

@@ -17,6 +17,16 @@ def test_priors_are_distributions(name, num_layers):
     assert (prior >= 0).all() and abs(prior.sum().item() - 1) < 1e-5
 
 
+@pytest.mark.parametrize("df", [0.5, 6, 50])
+@pytest.mark.parametrize("nc", [0, 0.5, 10, 300])
+def test_chi2_prior_is_scipys(df, nc):
+    from scipy.stats import ncx2
+
+    points = torch.linspace(*ncx2.ppf([0.01, 0.99], df, nc).tolist(), 12, dtype=torch.float64)
+    expected = torch.from_numpy(ncx2.pdf(points, df, nc)) * (points[1] - points[0])
+    torch.testing.assert_close(layer_prior("chi2", 12, chi2_df=df, chi2_nc=nc)[1:], expected[1:].float(), rtol=1e-5, atol=1e-7)
+
+
 def test_prior_refuses_what_it_does_not_know():
     with pytest.raises(UserError, match="Did you mean 'chi2_reversed'"):
         layer_prior("chi2_reverse", 4)
@@ -33,6 +43,36 @@ def test_masked_mean_ignores_padding_whatever_it_holds():
     for i, n in enumerate(lengths):
         hidden[i, :, n:] = float("nan")
     torch.testing.assert_close(masked_mean(hidden, lengths), expected)
+
+
+@pytest.mark.parametrize("layers_first", [False, True])
+@pytest.mark.parametrize("padding", [0.0, float("nan"), float("inf")])
+def test_masked_mean_has_the_gradient_of_a_mean(layers_first, padding):
+    lengths = torch.tensor([7, 3, 1])
+    stacked = torch.randn(2, 3, 7, 5).transpose(0, 1) if layers_first else torch.randn(3, 2, 7, 5)
+    for i, n in enumerate(lengths):
+        stacked[i, :, n:] = padding
+    hidden = stacked.detach().requires_grad_()
+    weights = torch.randn(3, 2, 5)
+    (masked_mean(hidden, lengths) * weights).sum().backward()
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(hidden.grad[i, :, :n], (weights[i, :, None] / n).expand(2, int(n), 5))
+        assert (hidden.grad[i, :, n:] == 0).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_folded_heads_are_the_same_function(shared):
+    heads = LinearHeads(3, 16, 64, 4, per_frame=True, shared=shared)
+    hidden, lengths = torch.randn(5, 3, 20, 16, requires_grad=True), torch.tensor([20, 11, 7, 20, 1])
+    results = []
+    for folds in (True, False):
+        heads._folds = lambda rows, folds=folds: folds
+        logits, _ = heads(hidden, lengths)
+        results.append((logits, *torch.autograd.grad(logits.square().sum(), [hidden, *heads.parameters()])))
+    for folded, plain in zip(*results, strict=True):
+        torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+    fresh = LinearHeads(3, 16, 64, 4, per_frame=True, dropout=0.1)
+    assert not fresh._folds(1000) and fresh.eval()._folds(1000) and not fresh._folds(8)
 
 
 def test_posterior_heads_fall_to_a_divisor(caplog):

@@ -1,4 +1,4 @@
-"""The command as a user runs it, on a corpus of tones and a tiny upstream: train, evaluate, resume, infer, and what goes wrong."""
+"""The command as a user runs it, on a corpus of tones and a tiny upstream: train, evaluate, resume, infer."""
 
 import csv
 import json

@@ -273,3 +273,45 @@ def test_every_setting_is_in_the_shipped_file() -> None:
     config = load_config(SHIPPED)
     for section in ("batch", "optim", "log"):
         assert set(raw[section]) == {f.name for f in dataclasses.fields(getattr(config, section))}
+
+
+def test_mel_start_gives_filters_of_unit_power_that_peak_at_their_band() -> None:
+    from s3prl_varan.pretrain.frontend import HIGH, LOW, mel_filters, start_from_mel
+
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(1, 64, 240, stride=160, bias=False)
+    wavs = torch.randn(2, 16000)
+    start_from_mel(conv, wavs)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(wavs[:, None]).square().mean(dim=(0, 2)), torch.ones(64), rtol=1e-3, atol=1e-3)
+    peaks = torch.fft.rfft(mel_filters(64, 240), n=16000).abs().argmax(-1)  # Hz
+    assert peaks[::4].tolist() == sorted(peaks[::4].tolist())
+    resolution = 16000 / 240  # Hz, of a window of 15 ms
+    assert abs(peaks[0] - LOW) < resolution and abs(peaks[-1] - HIGH) < resolution
+
+
+def test_probe_finds_what_is_linear_and_nothing_else() -> None:
+    from s3prl_varan.pretrain.probe import score_layers
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, size=300)
+    told, silent = np.eye(3)[labels] * 5 + rng.standard_normal((300, 3)), rng.standard_normal((300, 3))
+    split = (np.arange(200), np.arange(200, 300))
+    scores = score_layers("emotion", "toy", [silent, told], labels, [split, split])
+    assert [s.layer for s in scores] == [0, 1]
+    assert scores[1].accuracy > 0.95 and scores[0].accuracy < 0.5 and scores[0].spread == 0.0
+
+
+def test_probe_report_marks_the_best_layer(tmp_path: Path) -> None:
+    from s3prl_varan.pretrain.probe import Score
+    from s3prl_varan.pretrain.probe_report import write_report
+
+    rows = [
+        Score("emotion", "micro", 0, 0.5, 0.0),
+        Score("emotion", "micro", 1, 0.75, 0.1),
+        Score("emotion", "fbank", 0, 0.25, 0.0),
+    ]
+    write_report(rows, tmp_path)
+    assert "| 0 | 50.0 | **25.0** |\n| 1 | **75.0** |  |" in (tmp_path / "probes.md").read_text()
+    assert (tmp_path / "probes.csv").read_text().splitlines()[2] == "emotion,micro,1,0.7500,0.1000"
+    assert (tmp_path / "probes.png").read_bytes()[:4] == b"\x89PNG"

@@ -22,10 +22,10 @@ def eight_actors(shared_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_emotions_of_real_speakers_are_learned_and_the_cache_serves_both_featurizers(
-    eight_actors, whisper_dir, tmp_path, capsys
-):
-    data = f"config.downstream_expert.datarc.root={eight_actors},,config.downstream_expert.datarc.meta_data={eight_actors}/meta_data"
+def test_emotions_of_real_speakers_are_learned_and_the_cache_serves_both_featurizers(eight_actors, whisper_dir, tmp_path, capsys):
+    data = (
+        f"config.downstream_expert.datarc.root={eight_actors},,config.downstream_expert.datarc.meta_data={eight_actors}/meta_data"
+    )
     settings = "config.runner.gradient_accumulate_steps=1,,config.downstream_expert.datarc.train_batch_size=32"
     steps = "config.runner.total_steps=200,,config.runner.eval_step=100,,config.optimizer.lr=1e-3"
     for featurizer in ("varan", "last_layer"):

@@ -23,6 +23,7 @@ def build_heads(
     frames: int,
     batch: int,
     dim: int = 768,
+    dropout: float = 0.1,
     train_inputs: bool = False,
     device: str = "cpu",
 ) -> Callable[[], Tensor]:
