@@ -170,7 +170,7 @@ def attach_cache(model: SpeechModel, root: str | Path, datasets: Sequence[Any], 
     samples = [item_samples(dataset) for dataset in datasets]
     if any(items is None for items in samples):
         return cache.forecast(None, sum(len(dataset) for dataset in datasets))
-    flat = [count for items in samples for item in items for count in item]
+    flat = [count for items in samples for item in items or [] for count in item]
     return cache.forecast(flat, len(flat))
 
 

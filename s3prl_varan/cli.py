@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from s3prl_varan.errors import UserError
 
@@ -19,7 +20,7 @@ EPILOG = """examples:
 class _Parser(argparse.ArgumentParser):
     """Explains the one flag that differs from s3prl's."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         if "-f/--featurizer" in message and "expected one argument" in message:
             message = (
                 "-f needs the name of a featurizer (varan, weighted_sum, last_layer, layer). "

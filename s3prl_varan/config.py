@@ -111,7 +111,8 @@ def split_override(text: str) -> list[tuple[list[str], Any]]:
 
 def override_config(raw: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
     """Set raw[path] = value; every key must exist in the config or in `known`, a reference of the same nested shape."""
-    node, reference = raw, known
+    node: dict[str, Any] = raw
+    reference: Any = known
     for depth, key in enumerate(path):
         choices = {*(node or {}), *(reference or {})} if isinstance(reference, dict) or isinstance(node, dict) else set()
         split = path[:-1] == ["downstream_expert", "datarc"] and _is_split(key, value)

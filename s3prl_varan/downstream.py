@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +163,9 @@ def layerwise_ctc(
 class LayerwiseDownstream(nn.Module):
     """An s3prl expert made layer-wise. `pooled`: its heads need only each layer's mean over time."""
 
-    def __init__(self, expert: nn.Module, heads: nn.Module, settings: ObjectiveSettings):
+    expert: Any  # an s3prl expert: an nn.Module with get_dataloader, log_records and its own forward
+
+    def __init__(self, expert: Any, heads: nn.Module, settings: ObjectiveSettings):
         super().__init__()
         self.state = BatchState()
         self.pooled = isinstance(heads, LinearHeads) and not heads.per_frame
@@ -194,7 +197,7 @@ class LayerwiseDownstream(nn.Module):
         return Prediction(log_probs, lengths)
 
 
-def adapt_expert(name: str, expert: nn.Module, dim: int, num_layers: int, options: HeadOptions) -> LayerwiseDownstream:
+def adapt_expert(name: str, expert: Any, dim: int, num_layers: int, options: HeadOptions) -> LayerwiseDownstream:
     """Make `expert` layer-wise over `num_layers` feature streams of size `dim`. UserError where its shape does not fit."""
     objective = getattr(expert, "objective", None)
     fits = isinstance(getattr(expert, "projector", None), nn.Linear) and isinstance(getattr(expert, "model", None), nn.Module)

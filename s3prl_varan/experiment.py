@@ -51,8 +51,9 @@ def run(args: Namespace) -> None:
         section, variant = config.raw["downstream_expert"], args.downstream_variant
         task.check_data(section, variant, splits_used(args, config, task))
     seed_everything(args.seed)
-    model = build_model(args, config, task, heads=payload.get("Heads") if args.mode == "inference" else None)
-    if payload is not None:
+    heads = payload.get("Heads") if payload is not None and args.mode == "inference" else None
+    model = build_model(args, config, task, heads=heads)
+    if payload is not None and source is not None:
         load_model_state(model, payload, source)
     from s3prl_varan.runner import Runner
 
@@ -60,7 +61,7 @@ def run(args: Namespace) -> None:
     if args.mode == "train":
         runner.train(payload if args.past_exp else None)
     elif args.mode == "evaluate":
-        runner.evaluate_splits(payload.get("Step", 0))
+        runner.evaluate_splits(payload["Step"] if payload else 0)
     else:
         from s3prl_varan.inference import infer
 

@@ -19,7 +19,8 @@ def infer(args: Namespace, task: Task, model: SpeechModel, device: torch.device)
         raise UserError("-m inference needs -t, the audio file to predict.")
     if task.infer is not None:
         return task.infer(args, model, device)
-    paths = [Path(name) for name in args.evaluate_split.split(",")]
+    asked = args.evaluate_split
+    paths = [Path(asked)] if Path(asked).exists() else [Path(name) for name in asked.split(",")]
     wavs = [read_audio(path) for path in paths]  # all readable before anything is predicted
     model.eval()
     names = class_names(model.downstream.expert)
@@ -30,13 +31,10 @@ def infer(args: Namespace, task: Task, model: SpeechModel, device: torch.device)
             weights = features.layer_weights[0].tolist()
             labels = names or [str(index) for index in range(len(probs))]
             best = labels[max(range(len(probs)), key=probs.__getitem__)]
-            row = {
-                "file": str(path),
-                "prediction": best,
-                "probabilities": dict(zip(labels, probs, strict=True)),
-                "layer_weights": dict(zip(map(str, model.featurizer.layers), weights, strict=True)),
-            }
+            by_class = dict(zip(labels, probs, strict=True))
+            by_layer = dict(zip(map(str, model.featurizer.layers), weights, strict=True))
+            row = {"file": str(path), "prediction": best, "probabilities": by_class, "layer_weights": by_layer}
             log.write(json.dumps(row) + "\n")
             print(f"{path}: {best}")
-            print("  probabilities:", "  ".join(f"{label} {prob:.3f}" for label, prob in row["probabilities"].items()))
-            print("  layers:       ", "  ".join(f"{layer}:{weight:.3f}" for layer, weight in row["layer_weights"].items()))
+            print("  probabilities:", "  ".join(f"{label} {prob:.3f}" for label, prob in by_class.items()))
+            print("  layers:       ", "  ".join(f"{layer}:{weight:.3f}" for layer, weight in by_layer.items()))

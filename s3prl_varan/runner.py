@@ -97,7 +97,8 @@ class Runner:
         bar = tqdm(
             total=options.total_steps, initial=step, desc="train", unit="step", disable=not self.is_main, dynamic_ncols=True
         )
-        records, losses = defaultdict(list), []
+        records: dict[str, list] = defaultdict(list)
+        losses: list[dict[str, Tensor]] = []
         while step < options.total_steps and not self._flat(best):
             if not self.model.training:
                 self.model.train()
@@ -190,7 +191,7 @@ class Runner:
         if not self.is_main:
             return
         self._write_metrics({"step": step, "split": "train", **means, "lr": optimizer.param_groups[-1]["lr"]})
-        for name, value in means.items():
+        for name, value in means.items() if self.writer else ():
             self.writer.add_scalar(f"train/{name}", value, step)
         bar.set_postfix(loss=f"{means['loss']:.3f}")
         self._expert_log(self.config.runner.train_dataloader, records, step)
@@ -227,7 +228,8 @@ class Runner:
         self.model.eval()
         loader = self._eval_loader(split)
         records: dict[str, list] = defaultdict(list)
-        sums, count = defaultdict(float), 0
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
         for wavs, *others in tqdm(loader, desc=split, leave=False, disable=not self.is_main, dynamic_ncols=True):
             with self.accelerator.autocast():
                 terms = self.model(split, self._to_device(wavs), tuple(others), records)

@@ -79,7 +79,7 @@ def _emotion_clip_problems(root: Path, folder: Path) -> list[str]:
     for found in examine_audio_files((root / path for path in sorted(paths)), decode=False):
         if found.problem:
             problems.append(found.problem)
-        elif not found.info.is_16k_mono:
+        elif found.info is not None and not found.info.is_16k_mono:
             problems.append(f"{found.path}: {found.info.rate} Hz, {found.info.channels} channel(s); expected 16 kHz mono")
     return problems
 
