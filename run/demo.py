@@ -27,7 +27,7 @@ def main() -> None:
     corpus = folder / "corpus"
     call("prepare_data.py", "synthetic", str(corpus))
     data = "config.downstream_expert.datarc"
-    override = f"{data}.root={corpus},,{data}.meta_data={corpus / 'meta_data'}"
+    override = f"{data}.root={corpus},,{data}.meta_data={corpus / 'meta_data'},,config.runner.early_stop=10"
     config = str(RUN.parent / "downstream_configs" / "emotion" / "fair.yaml")
     results = {}
     for name in FEATURIZERS:
