@@ -91,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     from s3prl_varan.benchmark.sections import SECTIONS, Settings
-    from s3prl_varan.checkpoint import write_atomic
 
     if args.quick:
         args.geometries, args.batch, args.seconds, args.repeats = ["tiny"], 2, 0.5, 2
@@ -106,16 +105,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[str, Any] = {"machine": machine(threads, args)}
     print("  ".join(f"{name} {value}" for name, value in results["machine"].items() if value is not None))
     for name in args.sections or SECTION_NAMES:
-        rows = []
+        rows = results[name] = []
         for row in SECTIONS[name](settings):
             rows.append(row)
+            save(out, name, results)  # what is measured stays, whatever comes after
             print(f"{name}: {len(rows)} figures", end="\r", file=sys.stderr)
         print(f"\n{name}\n{table(rows)}", flush=True)
-        results[name] = rows
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(out / f"{name}.csv", text.getvalue())
-        write_atomic(out / "benchmark.json", json.dumps(results, indent=2) + "\n")
     return 0
+
+
+def save(out: Path, name: str, results: dict[str, Any]) -> None:
+    """Write DIR/benchmark.json and the section's CSV."""
+    from s3prl_varan.checkpoint import write_atomic
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(results[name][0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results[name])
+    write_atomic(out / f"{name}.csv", text.getvalue())
+    write_atomic(out / "benchmark.json", json.dumps(results, indent=2) + "\n")

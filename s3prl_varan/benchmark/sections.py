@@ -68,7 +68,7 @@ def memory(settings: Settings) -> Iterator[Row]:
 def growth(settings: Settings) -> Iterator[Row]:
     """Forward and backward of all that follows the upstream, without and with the gradient for the upstream."""
     base = {"num_layers": 12, "frames": 200, "batch": 16}
-    varied = {"num_layers": (4, 24), "frames": (50, 800), "batch": (1, 4, 64)}
+    varied = {"num_layers": (4, 24), "frames": (50, 400), "batch": (1, 4, 32)}
     if settings.quick:
         base, varied = {"num_layers": 3, "frames": 20, "batch": 2}, {"num_layers": (4,)}
     sizes = [base, *({**base, name: value} for name, values in varied.items() for value in values)]

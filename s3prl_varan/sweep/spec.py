@@ -148,7 +148,8 @@ def _change(spec: Spec, change: str, problems: list[str]) -> None:
 def _key_problem(key: str) -> str:
     """Why a key cannot be set, or ''."""
     if str(key).startswith("config."):
-        return "" if str(key).count(".") >= 2 else f"{key}: expected config.SECTION.KEY"
+        whole = key in ("config.scheduler", "config.specaug")  # null switches the section off
+        return "" if whole or str(key).count(".") >= 2 else f"{key}: expected config.SECTION.KEY"
     flags = [action.dest for action in build_parser()._actions]
     if key in OWN_FLAGS:
         return f"{key}: a sweep sets this itself"
