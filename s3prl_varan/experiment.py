@@ -222,11 +222,15 @@ def claim_folder(args: Namespace) -> None:
     """Settle on the experiment folder; never start a new run on top of another by accident."""
     folder = experiment_folder(args)
     args.expdir = str(folder)
-    used = [*folder.glob("states-*.ckpt"), *folder.glob("result.json")]
-    if args.mode == "train" and not args.past_exp and used:
-        if not args.overwrite:
-            raise UserError(f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite.")
-        for path in [*used, *folder.glob("dev-best.ckpt"), *folder.glob("metrics.jsonl"), *folder.glob("events.out.*")]:
+    if args.mode == "train" and not args.past_exp:
+        used = [*folder.glob("states-*.ckpt"), *folder.glob("result.json")]
+        if used and not args.overwrite:
+            raise UserError(
+                f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite."
+            )
+        for pattern in ("dev-best.ckpt", "metrics.jsonl", "events.out.*"):  # of a run that ended before its first checkpoint too
+            used += folder.glob(pattern)
+        for path in used:
             path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 

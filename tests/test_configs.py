@@ -67,3 +67,16 @@ def test_coercion():
     for value, hint in ((True, int), ("3", int), (1.5, int), ("x", float), ("all", list[int]), (True, float)):
         with pytest.raises(ValueError):
             config.coerce(value, hint)
+
+
+def test_every_package_is_listed_for_installation():
+    import configparser
+
+    root = Path(config.__file__).resolve().parent
+    listing = root.parent / "setup.cfg"
+    if not listing.is_file():
+        pytest.skip("installed without its source tree")
+    parser = configparser.ConfigParser()
+    parser.read(listing)
+    listed = set(parser["options"]["packages"].split())
+    assert {"s3prl_varan", *(f"s3prl_varan.{path.parent.name}" for path in root.glob("*/__init__.py"))} <= listed
