@@ -256,7 +256,8 @@ def test_two_processes_filling_one_cache_lose_nothing(tmp_path, upstream):
     wavs = _clips(60)
     found = cache.encode(wavs, [1, 2, 3, 4]).hidden
     assert cache.misses == 0 and len(list(cache.store.folder.glob("*.seg"))) == 2
-    assert torch.equal(found, FeatureCache(tmp_path / "alone", upstream, pooled=True).encode(wavs, [1, 2, 3, 4]).hidden)
+    alone = FeatureCache(tmp_path / "alone", upstream, pooled=True).encode(wavs, [1, 2, 3, 4]).hidden
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)  # other processes may sum in another order
 
 
 def test_the_budget_is_kept_and_said_before_it_starts(tmp_path, upstream, caplog):

@@ -131,8 +131,10 @@ def test_spectral_features(name, rate, dim):
     assert (upstream.num_hidden, upstream.dim, upstream.downsample_rate) == (1, dim, rate)
     hidden = upstream([torch.zeros(9000), torch.zeros(3), *noise(5000)])
     assert hidden.layers[0].isfinite().all()
-    expected = [round(9000 / 160), round(upstream.min_samples / 160), round(5000 / 160)]
-    assert hidden.lengths.tolist() == [min(each, hidden.layers[0].size(1)) for each in expected]
+    alone = [upstream([clip]).lengths[0] for clip in (torch.zeros(9000), torch.zeros(3), torch.zeros(5000))]
+    assert hidden.lengths.tolist() == alone
+    rounded = [round(9000 / 160), round(upstream.min_samples / 160), round(5000 / 160)]  # SUPERB's rule, an upper bound
+    assert all(one <= most <= one + 2 for one, most in zip(alone, rounded, strict=True))
 
 
 def test_global_random_generators_stay_as_they_are():
