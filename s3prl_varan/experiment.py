@@ -225,9 +225,7 @@ def claim_folder(args: Namespace) -> None:
     if args.mode == "train" and not args.past_exp:
         used = [*folder.glob("states-*.ckpt"), *folder.glob("result.json")]
         if used and not args.overwrite:
-            raise UserError(
-                f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite."
-            )
+            raise UserError(f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite.")
         for pattern in ("dev-best.ckpt", "metrics.jsonl", "events.out.*"):  # of a run that ended before its first checkpoint too
             used += folder.glob(pattern)
         for path in used:
