@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: real speech and a real encoder where they are at hand, else a skip with its reason."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,12 @@ def emotion_args(tone_corpus: Path):
         return ["-u", upstream, "-d", "emotion", "-f", featurizer, "--device", "cpu", "-o", override, *flags]
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def log_level_as_it_was():
+    """Commands set the level of our logger for their process; no test hears of another's."""
+    logger = logging.getLogger("s3prl_varan")
+    level = logger.level
+    yield
+    logger.setLevel(level)
