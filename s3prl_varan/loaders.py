@@ -33,9 +33,9 @@ class EpochBatches:
         lengths: Sequence[int] | None = None,
         max_samples: float | None = None,
     ):
-        self.size, self.batch_size = len(loader.dataset), loader.batch_size
+        self.size, self.batch_size = _sizes(loader)
         self.seed, self.rank, self.world, self.start = seed, rank, world, start
-        sampler = loader.sampler
+        sampler: Any = loader.sampler
         plain = isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler))
         self.own_sampler = None if plain else sampler  # a weighted one, say: the expert's choice stands
         self.lengths, self.max_samples = lengths, max_samples
@@ -117,9 +117,17 @@ def eval_loader(
 
     lengths, max_samples: as for EpochBatches.
     """
-    indices, size = range(len(loader.dataset)), loader.batch_size
+    count, size = _sizes(loader)
+    indices = range(count)
     batches = cut(indices, size) if lengths is None else cut_by_length(indices, lengths, size, max_samples)
     return _rebuilt(loader, batches[rank::world], seed=0)
+
+
+def _sizes(loader: DataLoader) -> tuple[int, int]:
+    """Examples of the loader's dataset, and of a batch."""
+    dataset: Any = loader.dataset
+    assert loader.batch_size is not None, "s3prl's experts give a batch size"
+    return len(dataset), loader.batch_size
 
 
 def _rebuilt(loader: DataLoader, batches: Any, seed: int) -> DataLoader:

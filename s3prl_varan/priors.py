@@ -1,5 +1,7 @@
 """Priors p(l) over the aggregated layers l = 1..L (VARAN, arXiv 2508.12061)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,7 +29,8 @@ def _chi2(num_layers: int, *, chi2_df: float, chi2_nc: float, **_: float) -> np.
 
     if num_layers == 1:  # no step to speak of: all the mass on the one layer
         return np.ones(1)
-    points = np.linspace(*chndtrix(np.array([CHI2_TAIL, 1.0 - CHI2_TAIL]), chi2_df, chi2_nc), num_layers)
+    first, last = chndtrix(np.array([CHI2_TAIL, 1.0 - CHI2_TAIL]), chi2_df, chi2_nc)
+    points = np.linspace(first, last, num_layers)
     probs = _chi2_density(points, chi2_df, chi2_nc) * (points[1] - points[0])
     probs[0] += 1.0 - probs.sum()
     return probs
@@ -45,7 +48,7 @@ def _chi2_density(points: np.ndarray, df: float, nc: float) -> np.ndarray:
     return np.exp(log_poisson + log_central).sum(axis=1)
 
 
-_FAMILIES = {"uniform": _uniform, "geometric": _geometric, "chi2": _chi2}
+_FAMILIES: dict[str, Callable[..., np.ndarray]] = {"uniform": _uniform, "geometric": _geometric, "chi2": _chi2}
 
 
 def layer_prior(name: str, num_layers: int, *, chi2_df: float = 6, chi2_nc: float = 10, geometric_p: float = 0.45) -> Tensor:

@@ -17,7 +17,8 @@ LOW, HIGH = 60.0, 7600.0  # Hz, of the outermost filters' centres
 def mel_filters(channels: int, kernel: int) -> Tensor:
     """[channels, kernel]: per band cos, sin, -cos, -sin under a Hann window, so that a rectifier keeps the energy."""
     bands = channels // 4
-    mel = np.linspace(*(2595.0 * math.log10(1.0 + f / 700.0) for f in (LOW, HIGH)), bands)
+    low, high = (2595.0 * math.log10(1.0 + f / 700.0) for f in (LOW, HIGH))
+    mel = np.linspace(low, high, bands)
     centres = torch.from_numpy(700.0 * (10.0 ** (mel / 2595.0) - 1.0)).float()
     time = torch.arange(kernel) - (kernel - 1) / 2
     phase = 2.0 * math.pi * centres[:, None] * time / SAMPLE_RATE

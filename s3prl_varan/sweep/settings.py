@@ -1,15 +1,25 @@
 """What of an experiment's flags and config decides its outcome: the identity of a cell, for its folder's name and for tables.
 
-Sections and keys that a run never reads are left out (the prior's chi2_df under a uniform prior, `varan:` under weighted_sum),
-so that two ways of writing the same run are one cell. Free of heavy imports.
+Sections and keys that a run never reads are left out (the prior's chi2_df under a uniform prior, `varan:` under weighted_sum)
+and defaults are filled in, so that two ways of writing the same run are one cell. Free of heavy imports.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from s3prl_varan.options import CALL_FLAGS
+from s3prl_varan.lora_options import LoraOptions
+from s3prl_varan.options import (
+    CALL_FLAGS,
+    FEATURIZER_OPTIONS,
+    HeadOptions,
+    OptimizerOptions,
+    RunnerOptions,
+    UpstreamOptions,
+    VaranOptions,
+)
 
 # Where a run lies, how it is logged and how fast it goes, not what comes out.
 PLACE_FLAGS = (*CALL_FLAGS, "expdir", "expname", "config", "cache", "cache_gb", "cache_dir", "upstream_refresh")
@@ -23,6 +33,12 @@ PLACE_KEYS = (
     "upstream.gradient_checkpointing",
 )
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
+TYPED_SECTIONS: dict[str, Any] = {
+    "runner": RunnerOptions,
+    "optimizer": OptimizerOptions,
+    "upstream": UpstreamOptions,
+    "lora": LoraOptions,
+}
 ID_LENGTH = 12  # hexadecimal digits of a cell's name
 
 
@@ -37,7 +53,10 @@ def relevant_settings(args: dict[str, Any], config: dict[str, Any]) -> dict[str,
     if featurizer != "layer":
         flags.pop("upstream_layer_selection", None)
     wanted = [*SECTIONS, featurizer, *(["upstream"] if trained else []), *(["lora"] if args.get("lora") else [])]
-    flat = dict(_flatten({name: config[name] for name in wanted if config.get(name)}))
+    own = FEATURIZER_OPTIONS.get(featurizer, VaranOptions if featurizer == "varan" else HeadOptions)
+    typed = {**TYPED_SECTIONS, featurizer: own}
+    sections = {name: {**(asdict(typed[name]()) if name in typed else {}), **(config.get(name) or {})} for name in wanted}
+    flat = dict(_flatten({name: section for name, section in sections.items() if section}))
     unread = {*PLACE_KEYS, *_unread_head_keys(featurizer, config.get(featurizer) or {})}
     if not trained:
         unread.add("optimizer.upstream_lr")

@@ -14,7 +14,8 @@
         config.optimizer.lr: {float: [1e-5, 1e-2], log: true}
         config.varan.kl_beta: {choice: [0.01, 0.05, 0.1]}
 
-Keys are run_downstream's flags by their long names (upstream, seed, lora, ...) and config.SECTION.KEY.
+Keys are run_downstream's flags by their long names (upstream, seed, lora, ...) and config.SECTION.KEY. A relative `config:`
+is a file beside the sweep's own.
 """
 
 import itertools
@@ -70,6 +71,9 @@ def read_spec(path: Path, changes: list[str] | None = None) -> Spec:
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     problems: list[str] = []
     spec = _spec(raw, path, problems)
+    config = spec.base.get("config")
+    if config and (path.parent / config).is_file():
+        spec.base["config"] = str((path.parent / config).resolve())
     for change in changes or []:
         _change(spec, change, problems)
     keys = [*spec.base, *(key for grid in spec.grids for key in grid), *spec.space]
