@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Linear probes of every layer of an upstream, its random-weight twin and log-mel: probes.csv, probes.md, probes.png.
+"""Linear probes of every layer of micro_wavlm, of its untrained twins and of log-mel: probes.csv, probes.md, probes.png.
+
+Twins: `random`, weights as drawn; `step 0`, where pre-training starts: the same but for a mel-spaced first convolution.
 
 Emotion and speaker on RAVDESS; by frame, the k-means units of another encoder (--teacher, -k of `-u whisper`).
 """
@@ -42,8 +44,11 @@ def run(args: argparse.Namespace) -> None:
     if weights and weights.endswith(".ckpt"):
         export_weights(Path(weights), out / "probed.safetensors")
         weights = str(out / "probed.safetensors")
+    start = build_upstream("micro_wavlm", model_config=str(CONFIG))
+    probe.start_as_pretraining(start, Path(args.ravdess or args.train_speech))
     systems = {
         "micro_wavlm": probe.upstream_encoder(build_upstream("micro_wavlm", ckpt=weights)),
+        "step 0": probe.upstream_encoder(start),
         "random": probe.upstream_encoder(build_upstream("micro_wavlm", model_config=str(CONFIG))),
         "fbank": probe.log_mel,
     }

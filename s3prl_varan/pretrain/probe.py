@@ -3,15 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.audio import AUDIO_SUFFIXES, read_audio
 from ..data.ravdess import LABELS, find_clips, speaker_folds
 from ..errors import UserError
 from ..upstream import Upstream
+from .config import SAMPLE_RATE
+from .frontend import start_from_mel
 
 MAX_FRAMES = 12_000  # frames a frame-level probe is trained on
 RIDGE = 0.1  # scikit-learn's C, on standardised inputs; the same everywhere, so that nothing is tuned on test data
@@ -107,12 +111,20 @@ def probe_ravdess(systems: dict[str, Encoder], root: Path) -> list[Score]:
     return scores
 
 
-def read_folder(folder: Path) -> list[Tensor]:
-    """All 16 kHz recordings below `folder`, N x [num_samples]."""
+def read_folder(folder: Path, limit: int | None = None) -> list[Tensor]:
+    """All 16 kHz recordings below `folder`, N x [num_samples], or the first `limit` of them."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise UserError(f"{folder}: no audio below it")
-    return [read_audio(path) for path in paths]
+    return [read_audio(path) for path in paths[:limit]]
+
+
+def start_as_pretraining(upstream: Upstream, folder: Path) -> None:
+    """Give a micro_wavlm the first convolution that pre-training starts from, scaled on speech in `folder`."""
+    wavs = [wav[:SAMPLE_RATE] for wav in read_folder(folder, limit=16)]
+    wavs = [F.layer_norm(wav, wav.shape) for wav in wavs if len(wav) == SAMPLE_RATE]
+    expert: Any = upstream.expert
+    start_from_mel(expert.model.feature_extractor.conv_layers[0][0], torch.stack(wavs))
 
 
 def teacher_units(teacher: Encoder, layer: int, train: list[Tensor], test: list[Tensor], units: int) -> list[list[np.ndarray]]:

@@ -246,8 +246,8 @@ def child_environment(number: int, workers: int, gpus: list[str]) -> dict[str, s
     """The child's environment: its share of the cores, its GPU, and this package importable."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = dict(os.environ)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.setdefault(name, str(max(1, cores // workers)))
+    threads = environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    environment.setdefault("MKL_NUM_THREADS", threads)  # MKL would take all cores, and wait for the others' work
     environment.setdefault("TQDM_MININTERVAL", "30")  # seconds: a log is no terminal
     package_parent = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
