@@ -173,7 +173,7 @@ def check_config(raw: dict[str, Any], featurizer: str, reference: dict[str, Any]
             extra = {key: value for key, value in values.items() if key not in names}
             values = {key: value for key, value in values.items() if key in names}
         built[name] = build_options(cls, values, name, problems)
-    problems += _runner_problems(built["runner"])
+    problems += _runner_problems(built["runner"], built["upstream"])
     problems += _optimizer_problems(built["optimizer"], extra)
     problems += _scheduler_problems(raw.get("scheduler"))
     problems += _specaug_problems(raw.get("specaug"))
@@ -285,12 +285,17 @@ def scheduler_functions() -> dict[str, Any]:
     }
 
 
-def _runner_problems(options: RunnerOptions | None) -> list[str]:
-    if options is None or options.batch_seconds is None:
-        return []
-    if not options.batch_by_length:
-        return ["runner.batch_seconds: sets the size of batches by length, so it needs runner.batch_by_length: true"]
-    return [] if options.batch_seconds > 0 else [f"runner.batch_seconds: expected seconds > 0, found {options.batch_seconds:g}"]
+def _runner_problems(options: RunnerOptions | None, upstream: UpstreamOptions | None) -> list[str]:
+    problems: list[str] = []
+    if options is None:
+        return problems
+    if options.compile and upstream is not None and upstream.gradient_checkpointing:
+        problems.append("runner.compile: does not go with upstream.gradient_checkpointing, switch one of them off")
+    if options.batch_seconds is not None and not options.batch_by_length:
+        problems.append("runner.batch_seconds: sets the size of batches by length, so it needs runner.batch_by_length: true")
+    elif options.batch_seconds is not None and options.batch_seconds <= 0:
+        problems.append(f"runner.batch_seconds: expected seconds > 0, found {options.batch_seconds:g}")
+    return problems
 
 
 def _scheduler_problems(section: Any) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_varan.ctc import ctc_frames_needed, layerwise_ctc, select_sequence
 from s3prl_varan.errors import UserError
 from s3prl_varan.features import LayerFeatures
 from s3prl_varan.heads import ExpertHeads, LinearHeads
@@ -60,9 +61,9 @@ class _Projector(nn.Module):
 class _Model(nn.Module):
     """Takes the model's place: runs the heads on every layer and returns the aggregated prediction."""
 
-    def __init__(self, heads: nn.Module, settings: ObjectiveSettings, state: BatchState):
+    def __init__(self, heads: nn.Module, settings: ObjectiveSettings, state: BatchState, blank: int):
         super().__init__()
-        self.heads, self.settings, self.state = heads, settings, state
+        self.heads, self.settings, self.state, self.blank = heads, settings, state, blank
 
     def forward(self, placeholder: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = self.state
@@ -71,10 +72,17 @@ class _Model(nn.Module):
         state.layer_logits = logits.float()
         state.layer_log_probs = state.layer_logits.log_softmax(dim=-1)
         with torch.no_grad():  # no loss is taken of the prediction
-            state.prediction = aggregate_log_probs(
-                state.layer_log_probs, state.features.posterior_logits, self.settings.prediction
-            )
+            state.prediction = self._predict(state.layer_log_probs, state.features.posterior_logits, state.lengths)
         return state.prediction, state.lengths
+
+    def _predict(self, log_probs: Tensor, posterior_logits: Tensor, lengths: Tensor) -> Tensor:
+        """[B, L, ..., C] -> [B, ..., C]. A whole sequence is chosen only where it is read: not while training."""
+        how = self.settings.prediction
+        if how != "sequence":
+            return aggregate_log_probs(log_probs, posterior_logits, how)
+        if self.training or log_probs.size(1) == 1:
+            return aggregate_log_probs(log_probs, posterior_logits)
+        return select_sequence(log_probs, posterior_logits, lengths, self.blank)
 
 
 class _Objective(nn.Module):
@@ -135,31 +143,6 @@ class LayerwiseCTC(_Objective):
         return self.combine(nll / norm.to(nll).clamp_min(1)[:, None])
 
 
-def ctc_frames_needed(labels: Tensor, target_lengths: Tensor) -> Tensor:
-    """Frames a CTC path needs at least: one per symbol, one more between equal neighbours. labels [B, S], lengths [B] -> [B]."""
-    within = torch.arange(1, labels.size(1), device=labels.device) < target_lengths[:, None]
-    return target_lengths + ((labels[:, 1:] == labels[:, :-1]) & within).sum(dim=1)
-
-
-def layerwise_ctc(
-    log_probs: Tensor, labels: Tensor, input_lengths: Tensor, target_lengths: Tensor, *, blank: int, zero_infinity: bool
-) -> Tensor:
-    """CTC loss of every layer: log_probs [B, L, T, V], labels [B, S] padded, lengths [B] each -> [B, L] in nats."""
-    batch, layers, frames, symbols = log_probs.shape
-    flat = log_probs.permute(2, 0, 1, 3).reshape(frames, batch * layers, symbols)
-    repeat = lambda tensor: tensor.repeat_interleave(layers, dim=0)  # noqa: E731
-    nll = F.ctc_loss(
-        flat,
-        repeat(labels).long(),
-        repeat(input_lengths).long(),
-        repeat(target_lengths).long(),
-        blank=blank,
-        reduction="none",
-        zero_infinity=zero_infinity,
-    )
-    return nll.view(batch, layers)
-
-
 class LayerwiseDownstream(nn.Module):
     """An s3prl expert made layer-wise. `pooled`: its heads need only each layer's mean over time."""
 
@@ -171,7 +154,7 @@ class LayerwiseDownstream(nn.Module):
         self.pooled = isinstance(heads, LinearHeads) and not heads.per_frame
         objective = expert.objective
         expert.projector = _Projector()
-        expert.model = _Model(heads, settings, self.state)
+        expert.model = _Model(heads, settings, self.state, getattr(objective, "blank", 0))
         if isinstance(objective, nn.CTCLoss):
             expert.objective = LayerwiseCTC(settings, self.state, objective.blank, objective.zero_infinity)
         else:
@@ -207,6 +190,8 @@ def adapt_expert(name: str, expert: Any, dim: int, num_layers: int, options: Hea
             "CrossEntropyLoss or CTCLoss. Run it with s3prl itself (weighted sum only)."
         )
     ctc = isinstance(objective, nn.CTCLoss)
+    if isinstance(options, VaranOptions) and options.prediction == "sequence" and not ctc:
+        raise UserError("varan.prediction: sequence is for CTC (-d asr); here choose geometric or mixture.")
     shared = isinstance(options, VaranOptions) and options.share_heads
     plain = _is_linear_on_mean(expert.model)
     if options.head == "linear" or plain:

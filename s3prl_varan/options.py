@@ -38,7 +38,7 @@ class VaranOptions(HeadOptions):
     recipe: str = "elbo"  # elbo: per example, KL(q || p); released: as the authors' code computes it
     nll: str | None = None  # per_example | batch_mean; null: as the recipe says
     kl: str | None = None  # posterior_prior | prior_posterior; null: as the recipe says
-    prediction: str = "geometric"  # geometric | mixture
+    prediction: str = "geometric"  # geometric | mixture; for CTC also sequence (see ctc.py)
 
 
 CHOICES = {
@@ -47,7 +47,7 @@ CHOICES = {
     "recipe": ("elbo", "released"),
     "nll": ("per_example", "batch_mean", None),
     "kl": ("posterior_prior", "prior_posterior", None),
-    "prediction": ("geometric", "mixture"),
+    "prediction": ("geometric", "mixture", "sequence"),
     "prior": PRIORS,
     "precision": ("fp32", "bf16", "fp16"),
 }
@@ -89,6 +89,7 @@ class RunnerOptions:
     train_dataloader: str = "train"
     fp16: bool = False  # s3prl's switch, the same as precision: fp16
     precision: str = "fp32"  # fp32 | bf16 | fp16; losses, softmax over layers and KL stay in float32
+    compile: bool = False  # torch.compile of upstream layers, posterior and linear heads; minutes at the start
     early_stop: int = 0  # stop after so many evaluations without a new best on dev; 0 = off
     batch_by_length: bool = False  # batches of clips of similar length: less padding
     batch_seconds: float | None = None  # with batch_by_length: batch size by padded seconds instead of the expert's number

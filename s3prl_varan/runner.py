@@ -57,6 +57,10 @@ class Runner:
             print(model)
         if args.cache and args.mode != "inference":
             self._attach_cache()
+        if options.compile and args.mode == "train":
+            from s3prl_varan.compiled import compile_model
+
+            print(compile_model(model), file=sys.stderr)
 
     def _attach_cache(self) -> None:
         """Take the frozen upstream's features from the cache, and say what will fit."""

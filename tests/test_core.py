@@ -83,6 +83,27 @@ def test_posterior_heads_fall_to_a_divisor(caplog):
     torch.testing.assert_close(q.sum(-1), torch.ones(4))
 
 
+@pytest.mark.parametrize("dim", [32, 30])
+def test_posterior_is_linear_then_attention_then_linear(dim):
+    posterior = LayerPosterior(dim, 16)
+    with torch.no_grad():
+        for parameter in posterior.parameters():  # attention's biases start at zero
+            parameter.copy_(torch.randn_like(parameter) / 4)
+    pooled, parameters = torch.randn(5, 6, dim, requires_grad=True), list(posterior.parameters())
+
+    def plain(inputs):
+        query, key, value = posterior.qkv(inputs).chunk(3, dim=-1)
+        attended, _ = posterior.attention(query, key, value)
+        return posterior.logit(attended).squeeze(-1)
+
+    results = []
+    for function in (posterior, plain):
+        logits = function(pooled)
+        results.append((logits, *torch.autograd.grad(logits.square().sum(), [pooled, *parameters])))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kl", ["posterior_prior", "prior_posterior"])
 def test_kl_is_zero_at_the_prior_and_positive_elsewhere(kl):
     prior = layer_prior("chi2_reversed", 6)

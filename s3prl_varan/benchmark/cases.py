@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from s3prl_varan.benchmark.plain import PlainVaran
 from s3prl_varan.benchmark.upstreams import GEOMETRIES
+from s3prl_varan.compiled import compile_model
 from s3prl_varan.downstream import adapt_expert
 from s3prl_varan.featurizers import build_featurizer
 from s3prl_varan.lora import LoraOptions, apply_lora
@@ -53,18 +54,20 @@ class Step:
     def __post_init__(self) -> None:
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
-        self.forward = torch.compile(self.model) if self.case.compiled else self.model
+        if self.case.compiled:
+            assert isinstance(self.model, SpeechModel)
+            compile_model(self.model)
 
     def __call__(self) -> float:
         """Run it; the loss."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.case.precision)
         with torch.autocast(self.case.device, dtype=half or torch.bfloat16, enabled=half is not None):
-            loss = self.forward("train", self.wavs, self.others, {})["loss"]
+            loss = self.model("train", self.wavs, self.others, {})["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
 
 class StubExpert(nn.Module):

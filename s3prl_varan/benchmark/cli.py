@@ -19,7 +19,7 @@ DESCRIPTION = """Time VARAN beside the weighted sum, the last layer and a plain 
   memory     its peak memory, each in a process of its own
   growth     featurizer, heads and loss alone, over layers, frames and batch size
   epochs     epochs without the feature cache, filling it, and reading it
-  precision  VARAN's step in bfloat16 and with torch.compile
+  precision  VARAN's step in halves and with torch.compile
 
 Upstreams have random weights: base is WavLM Base's size, tiny has 4 layers of 64. What is compared is run in turns
 (A B C A B C), so that a machine that slows down slows all; shown are medians. On a machine that others use as well,

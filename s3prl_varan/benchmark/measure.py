@@ -1,6 +1,7 @@
 """Timing in turns, so that a drift of the machine meets all alike; peak memory in processes of their own."""
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -51,7 +52,10 @@ def peak_memory(case: Case, threads: int) -> dict[str, float]:
     """Peak of two training steps in MB, and what of it comes on top of the process before them; in a process of its own."""
     command = [sys.executable, "-m", "s3prl_varan.benchmark.measure", json.dumps(asdict(case)), str(threads)]
     root = Path(__file__).resolve().parents[2]  # of a clone that is not installed
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    # glibc hands freed memory back at once: the peak is of what is in use, not of what an allocator happens to keep.
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    environment = {**os.environ, **allocator}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"the memory of {case} could not be measured:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

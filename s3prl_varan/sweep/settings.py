@@ -27,6 +27,7 @@ PLACE_KEYS = (
     "runner.log_step",
     "runner.save_step",
     "runner.max_keep",
+    "runner.compile",
     "downstream_expert.datarc.num_workers",
     "downstream_expert.datarc.pre_load",
     "downstream_expert.datarc.eval_batch_size",

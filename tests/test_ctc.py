@@ -1,0 +1,73 @@
+"""`prediction: sequence`: the transcript with the largest posterior-weighted CTC likelihood, against a plain loop."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from s3prl_varan.ctc import greedy_labels, select_sequence
+from s3prl_varan.downstream import adapt_expert
+from s3prl_varan.errors import UserError
+from s3prl_varan.objective import aggregate_log_probs
+from s3prl_varan.options import VaranOptions
+
+BLANK, A, B = 0, 1, 2
+
+
+def spikes(units: list[int], sharpness: float = 4.0) -> torch.Tensor:
+    """[T, 3] log-probabilities that favour `units[t]` at frame t."""
+    return (sharpness * F.one_hot(torch.tensor(units), 3)).float().log_softmax(dim=-1)
+
+
+def test_heads_that_agree_but_not_on_the_frame_keep_their_letter() -> None:
+    """Frame by frame blank outvotes the letter at every frame; as a sequence both layers say A."""
+    layers = torch.stack([spikes([BLANK, A, BLANK, BLANK, BLANK]), spikes([BLANK, BLANK, BLANK, A, BLANK])])[None]
+    layers = layers + torch.tensor([0.2, 0.0, 0.0])  # a little more blank everywhere, as CTC has it
+    layers, logits, lengths = layers.log_softmax(dim=-1), torch.zeros(1, 2), torch.tensor([5])
+    for how in ("geometric", "mixture"):
+        _, count = greedy_labels(aggregate_log_probs(layers, logits, how), lengths, BLANK)
+        assert count.tolist() == [0]
+    labels, count = greedy_labels(select_sequence(layers, logits, lengths, BLANK), lengths, BLANK)
+    assert count.tolist() == [1] and labels[0, 0] == A
+
+
+def test_the_posterior_decides_between_layers_that_disagree() -> None:
+    layers = torch.stack([spikes([A, A, BLANK]), spikes([B, BLANK, BLANK])])[None]
+    for logits, expected in ((torch.tensor([[3.0, 0.0]]), A), (torch.tensor([[0.0, 3.0]]), B)):
+        labels, _ = greedy_labels(select_sequence(layers, logits, torch.tensor([3]), BLANK), torch.tensor([3]), BLANK)
+        assert labels[0, 0] == expected
+
+
+def test_equals_a_loop_over_utterances_layers_and_candidates() -> None:
+    torch.manual_seed(0)
+    batch, layers, frames, symbols = 5, 3, 11, 6
+    log_probs = (3 * torch.randn(batch, layers, frames, symbols)).log_softmax(dim=-1)
+    logits, lengths = torch.randn(batch, layers), torch.tensor([11, 7, 1, 9, 4])
+    chosen = select_sequence(log_probs, logits, lengths, BLANK)
+    for index, length in enumerate(lengths.tolist()):
+        own, posterior = log_probs[index, :, :length], logits[index].softmax(dim=-1)
+        sources = [*own, *(aggregate_log_probs(own[None], logits[index, None], how)[0] for how in ("geometric", "mixture"))]
+        scores = []
+        for source in sources:
+            units = [int(unit) for unit in torch.unique_consecutive(source.argmax(dim=-1)) if unit != BLANK]
+            nll = [
+                F.ctc_loss(layer[:, None], torch.tensor([units]).long(), [length], [len(units)], blank=BLANK, reduction="sum")
+                for layer in own
+            ]
+            scores.append(-(posterior * torch.stack(nll)).sum())
+        best = sources[int(torch.stack(scores).argmax())].log_softmax(dim=-1)
+        torch.testing.assert_close(chosen[index, :length], best)
+
+
+def test_greedy_labels_merges_repeats_and_ignores_padding() -> None:
+    units = torch.tensor([[A, A, BLANK, A, B, B], [BLANK, BLANK, B, A, A, A]])
+    labels, counts = greedy_labels(F.one_hot(units, 3).float(), torch.tensor([6, 3]), BLANK)
+    assert counts.tolist() == [3, 1]
+    assert labels[0].tolist() == [A, A, B] and labels[1, 0] == B
+
+
+def test_refused_where_there_is_no_sequence() -> None:
+    expert = nn.Module()
+    expert.projector, expert.model, expert.objective = nn.Linear(8, 4), nn.Linear(4, 3), nn.CrossEntropyLoss()
+    with pytest.raises(UserError, match="sequence is for CTC"):
+        adapt_expert("emotion", expert, 8, 2, VaranOptions(prediction="sequence"))
