@@ -7,11 +7,21 @@ import torch
 
 from s3prl_varan.benchmark.cases import Case, Step, build_step, tuned_upstream
 from s3prl_varan.cli import main
-from s3prl_varan.compiled import compile_model
+from s3prl_varan.compiled import check_compiler, compile_model
+from s3prl_varan.errors import UserError
 from s3prl_varan.upstream_modes import set_train_modes
 
 
+@pytest.fixture
+def compiler():
+    try:
+        check_compiler(torch.device("cpu"))
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.slow  # it compiles for a minute
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("tuning, task", [("frozen", "er"), ("lora", "ctc")])
 def test_compiled_training_computes_the_same(tuning, task):
     torch.manual_seed(0)
@@ -42,6 +52,7 @@ def _losses(step: Step, inputs: list[list[torch.Tensor]]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_a_compiled_run_is_evaluated_without_compiling(emotion_args, tmp_path, capsys, monkeypatch):
     losses = {}
     for compiled in (False, True):
