@@ -1,4 +1,4 @@
-"""A bigram model of a corpus's training transcripts, for beam search on small corpora: `python -m s3prl_varan.asr_lm FOLDER`.
+"""A bigram model of a corpus's training transcripts, for beam search on small corpora: run/bigram.py.
 
 For a model of much text use KenLM's lmplz. Writes ARPA, which datarc.decoder_args.kenlm_model takes.
 """
@@ -47,7 +47,7 @@ def bigram_arpa(texts: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 for a mistake in the input."""
-    parser = argparse.ArgumentParser(prog="asr_lm", description="A bigram model (ARPA) of a prepared corpus's transcripts.")
+    parser = argparse.ArgumentParser(prog="bigram.py", description="A bigram model (ARPA) of a prepared corpus's transcripts.")
     parser.add_argument("bucket_file", help="folder of the length tables that prepare_data.py wrote")
     parser.add_argument("--libri_root", help="what their paths are relative to (default: the same folder)")
     parser.add_argument("--split", default="train", help="table to read (default: train)")
@@ -65,7 +65,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(f"{args.out}: bigram model of {len(texts)} transcripts")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
