@@ -1,4 +1,4 @@
-"""A bigram language model of the training transcripts, for CTC beam search: `python bigram.py FOLDER --out bigram.arpa`. See --help."""
+"""A bigram language model of the training transcripts, for CTC beam search: `python bigram.py FOLDER --out bigram.arpa`."""
 
 import sys
 from pathlib import Path
