@@ -19,6 +19,7 @@ from s3prl_varan.errors import UserError, did_you_mean, problems_error
 from s3prl_varan.options import (
     CHOICES,
     FEATURIZER_OPTIONS,
+    SECTION_OPTIONS,
     HeadOptions,
     OptimizerOptions,
     RunnerOptions,
@@ -133,15 +134,8 @@ def override_config(raw: dict[str, Any], path: list[str], value: Any, known: dic
 def option_sections() -> dict[str, type]:
     """Our typed sections by name."""
     import s3prl_varan.featurizers  # noqa: F401 (fills the registry)
-    from s3prl_varan.lora import LoraOptions
 
-    return {
-        "runner": RunnerOptions,
-        "optimizer": OptimizerOptions,
-        "upstream": UpstreamOptions,
-        "lora": LoraOptions,
-        **FEATURIZER_OPTIONS,
-    }
+    return {**SECTION_OPTIONS, **FEATURIZER_OPTIONS}
 
 
 def known_keys(reference: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Typed sections of the config that are our own: the featurizers' options. Free of heavy imports, for the command line."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from s3prl_varan.lora_options import LoraOptions
 
 PRIORS = ("chi2", "chi2_reversed", "geometric", "geometric_reversed", "uniform")
 
@@ -114,3 +117,11 @@ class OptimizerOptions:
     lr: float = 1e-3
     featurizer_lr: float | None = None  # posterior of VARAN, weights of the weighted sum; null: lr
     upstream_lr: float | None = None  # LoRA or fine-tuned upstream; null: lr
+
+
+SECTION_OPTIONS: dict[str, type[Any]] = {  # the typed sections that every featurizer has beside its own
+    "runner": RunnerOptions,
+    "optimizer": OptimizerOptions,
+    "upstream": UpstreamOptions,
+    "lora": LoraOptions,
+}

@@ -10,16 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from s3prl_varan.lora_options import LoraOptions
-from s3prl_varan.options import (
-    CALL_FLAGS,
-    FEATURIZER_OPTIONS,
-    HeadOptions,
-    OptimizerOptions,
-    RunnerOptions,
-    UpstreamOptions,
-    VaranOptions,
-)
+from s3prl_varan.options import CALL_FLAGS, FEATURIZER_OPTIONS, SECTION_OPTIONS, HeadOptions, VaranOptions
 
 # Where a run lies, how it is logged and how fast it goes, not what comes out.
 PLACE_FLAGS = (*CALL_FLAGS, "expdir", "expname", "config", "cache", "cache_gb", "cache_dir", "upstream_refresh")
@@ -34,12 +25,6 @@ PLACE_KEYS = (
     "upstream.gradient_checkpointing",
 )
 SECTIONS = ("runner", "optimizer", "scheduler", "specaug", "downstream_expert")
-TYPED_SECTIONS: dict[str, Any] = {
-    "runner": RunnerOptions,
-    "optimizer": OptimizerOptions,
-    "upstream": UpstreamOptions,
-    "lora": LoraOptions,
-}
 ID_LENGTH = 12  # hexadecimal digits of a cell's name
 
 
@@ -55,10 +40,10 @@ def relevant_settings(args: dict[str, Any], config: dict[str, Any]) -> dict[str,
         flags.pop("upstream_layer_selection", None)
     wanted = [*SECTIONS, featurizer, *(["upstream"] if trained else []), *(["lora"] if args.get("lora") else [])]
     own = FEATURIZER_OPTIONS.get(featurizer, VaranOptions if featurizer == "varan" else HeadOptions)
-    typed = {**TYPED_SECTIONS, featurizer: own}
+    typed = {**SECTION_OPTIONS, featurizer: own}
     sections = {name: {**(asdict(typed[name]()) if name in typed else {}), **(config.get(name) or {})} for name in wanted}
     flat = dict(_flatten({name: section for name, section in sections.items() if section}))
-    unread = {*PLACE_KEYS, *_unread_head_keys(featurizer, config.get(featurizer) or {})}
+    unread = {*PLACE_KEYS, *_unread_head_keys(featurizer, sections[featurizer])}
     if not trained:
         unread.add("optimizer.upstream_lr")
     if featurizer in ("last_layer", "layer"):
@@ -72,8 +57,8 @@ def relevant_settings(args: dict[str, Any], config: dict[str, Any]) -> dict[str,
 
 def _unread_head_keys(featurizer: str, section: dict[str, Any]) -> list[str]:
     """Keys of the featurizer's section that its other values make idle."""
-    unread = [] if section.get("head", "expert") == "linear" else ["head_dim"]
-    prior = str(section.get("prior", "chi2_reversed"))
+    unread = [] if section["head"] == "linear" else ["head_dim"]
+    prior = str(section.get("prior", ""))  # VARAN alone has one
     if not prior.startswith("chi2"):
         unread += ["chi2_df", "chi2_nc"]
     if not prior.startswith("geometric"):
