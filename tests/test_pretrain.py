@@ -36,7 +36,7 @@ TINY = {
     },
     "stages": [
         {"name": "mfcc", "target": "mfcc", "units": 6, "steps": 2},
-        {"name": "layer", "target": "layer", "layer": 1, "units": 5, "steps": 2, "warm_start": True},
+        {"name": "layer", "target": "layer", "layer": 1, "units": 5, "steps": 2, "warm_start": "all", "muon": True, "below": [1]},
     ],
     "batch": {"seconds": 2.0, "crops": [0.5, 1.0], "valid_share": 0.2},
     "log": {"every": 1, "valid_every": 2, "save_every": 1},
@@ -191,8 +191,8 @@ def test_masked_frames_are_hidden_from_the_model() -> None:
     mask[:, 20:30] = True
     other = wavs.clone()
     other[:, 21 * HOP : 29 * HOP] = torch.randn(8 * HOP)  # samples that only frames 20 to 29 see
-    assert model.encode(wavs, mask).equal(model.encode(other, mask))
-    assert not model.encode(wavs, ~mask).equal(model.encode(other, ~mask))
+    assert model.encode(wavs, mask)[-1].equal(model.encode(other, mask)[-1])
+    assert not model.encode(wavs, ~mask)[-1].equal(model.encode(other, ~mask)[-1])
 
 
 def test_loss_is_taken_over_masked_frames_only() -> None:
@@ -211,12 +211,54 @@ def test_visible_frames_enter_the_loss_by_their_weight() -> None:
     wavs, mask, units = torch.randn(2, 16000), torch.zeros(2, 49, dtype=torch.bool), torch.randint(5, (2, 49))
     mask[:, 5:9] = True
     found = model(wavs, mask, units)
-    projected = model.project(model.encode(wavs, mask))
-    similarity = torch.nn.functional.cosine_similarity(projected[..., None, :], model.embeddings, dim=-1)
+    projected = model.project[0](model.encode(wavs, mask)[0])
+    similarity = torch.nn.functional.cosine_similarity(projected[..., None, :], model.embeddings[0], dim=-1)
     losses = -(similarity / 0.1).log_softmax(-1).gather(-1, units[..., None])[..., 0]
     torch.testing.assert_close(found.loss, losses[mask].mean().detach())
     torch.testing.assert_close(found.total, 0.75 * losses[mask].mean() + 0.25 * losses[~mask].mean())
     assert found.visible_accuracy == (similarity.argmax(-1) == units)[~mask].float().mean()
+
+
+def test_layers_below_predict_the_units_with_heads_of_their_own() -> None:
+    torch.manual_seed(0)
+    wavlm = build_wavlm(TINY["model"]).eval()
+    both, last = UnitPredictor(wavlm, 5, 8, 0.1, below=[1]), UnitPredictor(wavlm, 5, 8, 0.1)
+    first = UnitPredictor(wavlm, 5, 8, 0.1)  # told below that layer 1 is all there is
+    wavs, mask, units = torch.randn(2, 16000), torch.rand(2, 49) < 0.5, torch.randint(5, (2, 49))
+    states = both.encode(wavs, mask)
+    hidden = wavlm.encoder.extract_features(_masked_features(wavlm, wavs, mask), tgt_layer=0)[0]
+    torch.testing.assert_close(states[0], hidden)
+    assert states[1].equal(last.encode(wavs, mask)[0])
+    for number, alone in enumerate((first, last)):
+        alone.project[0].load_state_dict(both.project[number].state_dict())
+        alone.embeddings.data = both.embeddings.data[number : number + 1]
+    first.encode = lambda wavs, mask: [hidden]  # type: ignore[method-assign]
+    expected = (first(wavs, mask, units).total + last(wavs, mask, units).total) / 2
+    torch.testing.assert_close(both(wavs, mask, units).total, expected)
+    assert both(wavs, mask, units).loss.equal(last(wavs, mask, units).loss)
+
+
+def _masked_features(wavlm: torch.nn.Module, wavs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    features = wavlm.layer_norm(wavlm.feature_extractor(wavs).transpose(1, 2))
+    features = features if wavlm.post_extract_proj is None else wavlm.post_extract_proj(features)
+    return torch.where(mask[..., None], wavlm.mask_emb, features)
+
+
+@pytest.mark.parametrize("warm_start", ["no", "cnn", "all"])
+def test_warm_start_takes_over_what_it_says(audio: list[str], finished: Path, tmp_path: Path, warm_start: str) -> None:
+    stages = [TINY["stages"][0], TINY["stages"][1] | {"warm_start": warm_start, "model": {"layer_norm_first": False}}]
+    config = load_config(write_config(tmp_path, stages=stages))
+    trainer = Trainer(config, audio, tmp_path / "exp", resume=False)
+    before = build_wavlm(config.stage_model(0))
+    units = np.zeros(int(trainer.cache.frame_offsets[-1]), dtype=np.uint16)
+    model = trainer._new_wavlm(1, CropSampler(trainer.cache, units, config.batch, 0), before)
+    assert not model.encoder.layer_norm_first
+    old = before.state_dict()
+    same = {key for key, value in model.state_dict().items() if value.equal(old[key])}
+    drawn = {key for key in old if key.endswith(("fc1.weight", "k_proj.weight"))}
+    convolutions = {key for key in old if key.startswith("feature_extractor") and key.endswith("0.weight")}
+    assert same.isdisjoint(drawn) if warm_start != "all" else same == set(old)
+    assert convolutions <= same if warm_start != "no" else convolutions.isdisjoint(same)
 
 
 def test_masks_are_spans_that_the_seed_decides() -> None:

@@ -10,6 +10,7 @@ from ..errors import UserError, did_you_mean, problems_error
 SAMPLE_RATE = 16000
 HOP = 320  # samples per frame: the product of the convolutional strides
 WINDOW = 400  # samples one frame sees
+WARM_STARTS = ("no", "all", "cnn")
 
 
 @dataclass
@@ -23,7 +24,10 @@ class StageConfig:
     steps: int = 1000
     lr: float = 1e-3  # the peak, after the warm-up
     visible_weight: float = 0.0  # share of the loss on frames that are not masked; above 0 short runs learn faster
-    warm_start: bool = False  # go on from the last stage's weights instead of new ones
+    below: list[int] = field(default_factory=list)  # layers under the last one that predict the units too
+    warm_start: str = "no"  # what to take over from the last stage's model instead of new weights: "all", or the "cnn"
+    muon: bool = False  # Muon for the matrices of the encoder's layers, at twice lr; everything else stays with AdamW
+    model: dict[str, Any] = field(default_factory=dict)  # what differs from the run's `model`
 
 
 @dataclass
@@ -68,6 +72,10 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    def stage_model(self, number: int) -> dict[str, Any]:
+        """WavLMConfig's keys for one stage."""
+        return {**self.model, **self.stages[number].model}
+
 
 def _fill(cls: type, raw: Any, where: str, problems: list[str]) -> Any:
     """Build the dataclass `cls` from a mapping, noting unknown keys and wrong types in `problems`."""
@@ -97,15 +105,19 @@ def _check(config: PretrainConfig, problems: list[str]) -> None:
         problems.append("stages: expected at least one stage")
     if config.model.get("normalize") is not True:
         problems.append("model.normalize: must be true")
-    layers = config.model.get("encoder_layers", 12)
     for i, stage in enumerate(config.stages):
+        layers = config.stage_model(i).get("encoder_layers", 12)
         where = f"stages[{i}]."
         if stage.target not in ("mfcc", "layer"):
             problems.append(f"{where}target: expected mfcc or layer, found {stage.target!r}")
-        if i == 0 and (stage.target == "layer" or stage.warm_start):
+        if stage.warm_start not in WARM_STARTS:
+            problems.append(f"{where}warm_start: expected {', '.join(WARM_STARTS)}, found {stage.warm_start!r}")
+        if i == 0 and (stage.target == "layer" or stage.warm_start != "no"):
             problems.append(f"{where}target, warm_start: the first stage has no model before it to build on")
         if not 0 <= stage.layer <= layers:
             problems.append(f"{where}layer: expected 0 to {layers}, found {stage.layer}")
+        if not all(type(layer) is int and 1 <= layer < layers for layer in stage.below):
+            problems.append(f"{where}below: expected layers from 1 to {layers - 1}, found {stage.below}")
         if not 0.0 <= stage.visible_weight < 1.0:
             problems.append(f"{where}visible_weight: expected at least 0 and less than 1, found {stage.visible_weight}")
         if stage.units < 2 or stage.steps < 1:

@@ -1,5 +1,6 @@
 """s3prl's WavLM with the pre-training head on top: which unit is under the mask?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 @dataclass
 class Prediction:
     total: Tensor  # scalar to train on
-    loss: Tensor  # scalar: cross-entropy on the masked frames, nats
+    loss: Tensor  # scalar: cross-entropy of the last layer on the masked frames, nats
     accuracy: Tensor  # scalar in [0, 1]: of the masked frames
     visible_accuracy: Tensor  # scalar in [0, 1]: of the frames that are not masked
 
@@ -32,30 +33,57 @@ class UnitPredictor(nn.Module):
 
     loss = (1 - visible_weight) * cross-entropy on masked frames + visible_weight * on the others; both in nats.
     Source: Hsu et al. 2021 (HuBERT), section II-C, where alpha = 1 - visible_weight.
+
+    `below` are layers (1 = the first) that predict the same units with a head of their own; the loss trained on is then the
+    mean over them and the last layer. Source: Wang et al. 2022 (ILS-SSL), intermediate layer supervision.
     """
 
-    def __init__(self, wavlm: Any, units: int, head_dim: int, temperature: float, visible_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        wavlm: Any,
+        units: int,
+        head_dim: int,
+        temperature: float,
+        visible_weight: float = 0.0,
+        below: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.wavlm: Any = wavlm
-        self.project = nn.Linear(wavlm.cfg.encoder_embed_dim, head_dim)
-        self.embeddings = nn.Parameter(0.1 * torch.randn(units, head_dim))  # small: it turns faster
+        self.below = list(below)
+        heads = len(self.below) + 1  # the last layer's head is the last
+        self.project = nn.ModuleList(nn.Linear(wavlm.cfg.encoder_embed_dim, head_dim) for _ in range(heads))
+        self.embeddings = nn.Parameter(0.1 * torch.randn(heads, units, head_dim))  # small: it turns faster
         self.temperature, self.visible_weight = temperature, visible_weight
 
-    def encode(self, wavs: Tensor, mask: Tensor) -> Tensor:
-        """wavs [B, samples], mask [B, T] bool (True = hidden) -> [B, T, D] of the last layer."""
+    def encode(self, wavs: Tensor, mask: Tensor) -> list[Tensor]:
+        """wavs [B, samples], mask [B, T] bool (True = hidden) -> [B, T, D] of each layer in `below` and of the encoder."""
         features = self.wavlm.feature_extractor(wavs).transpose(1, 2)
         features = self.wavlm.layer_norm(features)
         if self.wavlm.post_extract_proj is not None:
             features = self.wavlm.post_extract_proj(features)
         features = torch.where(mask[..., None], self.wavlm.mask_emb, features.float())
-        return self.wavlm.encoder(features)[0]
+        found: list[Tensor] = []
+        hooks = [
+            self.wavlm.encoder.layers[layer - 1].register_forward_hook(
+                lambda module, args, output: found.append(output[0].transpose(0, 1))
+            )
+            for layer in self.below
+        ]
+        try:
+            last = self.wavlm.encoder(features)[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*found, last]
 
     def forward(self, wavs: Tensor, mask: Tensor, units: Tensor) -> Prediction:
         """wavs [B, samples], mask [B, T] bool with both values in it, units [B, T] int64."""
-        projected = self.project(self.encode(wavs, mask)).float()
-        logits = F.linear(F.normalize(projected, dim=-1), F.normalize(self.embeddings, dim=-1)) / self.temperature
-        losses = F.cross_entropy(logits.transpose(1, 2), units, reduction="none")
+        totals = []
+        for states, project, embeddings in zip(self.encode(wavs, mask), self.project, self.embeddings, strict=True):
+            projected = project(states).float()
+            logits = F.linear(F.normalize(projected, dim=-1), F.normalize(embeddings, dim=-1)) / self.temperature
+            losses = F.cross_entropy(logits.transpose(1, 2), units, reduction="none")
+            masked, visible = losses[mask].mean(), losses[~mask].mean()
+            totals.append((1 - self.visible_weight) * masked + self.visible_weight * visible)
         right = (logits.argmax(-1) == units).float()
-        masked, visible = losses[mask].mean(), losses[~mask].mean()
-        total = (1 - self.visible_weight) * masked + self.visible_weight * visible
-        return Prediction(total, masked.detach(), right[mask].mean(), right[~mask].mean())
+        return Prediction(torch.stack(totals).mean(), masked.detach(), right[mask].mean(), right[~mask].mean())

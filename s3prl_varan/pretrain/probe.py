@@ -78,19 +78,18 @@ def score_layers(probe: str, system: str, layers: list[np.ndarray], labels: np.n
     return scores
 
 
-def pooled(encoder: Encoder, wavs: list[Tensor], with_spread: bool = False) -> list[np.ndarray]:
-    """N x [n, D]: the mean over time of every layer; with_spread appends the standard deviation over time."""
+def pooled(encoder: Encoder, wavs: list[Tensor]) -> list[np.ndarray]:
+    """N x [n, 2 D]: mean and standard deviation over time of every layer."""
     rows = []
     for wav in wavs:
-        layers = [[layer.mean(0), layer.std(0)] if with_spread else [layer.mean(0)] for layer in encoder(wav)]
-        rows.append([torch.cat(parts).float().numpy() for parts in layers])
+        rows.append([torch.cat([layer.mean(0), layer.std(0)]).float().numpy() for layer in encoder(wav)])
     return [np.stack(layer) for layer in zip(*rows, strict=True)]
 
 
 def probe_ravdess(systems: dict[str, Encoder], root: Path) -> list[Score]:
     """Emotion (7 classes, four speaker-independent folds) and speaker (24 actors; one statement trains, the other tests).
 
-    Utterance vectors are means over time; `fbank` gets mean and standard deviation.
+    Every system is pooled in the same way, by mean and standard deviation over time.
     """
     clips, _ = find_clips(root)
     wavs = [read_audio(clip.path) for clip in clips]
@@ -105,7 +104,7 @@ def probe_ravdess(systems: dict[str, Encoder], root: Path) -> list[Score]:
     first, second = np.flatnonzero(statement == "01"), np.flatnonzero(statement == "02")
     scores = []
     for name, encoder in systems.items():
-        layers = pooled(encoder, wavs, with_spread=name == "fbank")
+        layers = pooled(encoder, wavs)
         scores += score_layers("emotion", name, layers, emotion, folds)
         scores += score_layers("speaker", name, layers, speaker, [(first, second), (second, first)])
     return scores

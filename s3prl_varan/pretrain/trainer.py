@@ -19,6 +19,8 @@ from .frontend import start_from_mel
 from .predictor import Prediction, UnitPredictor, build_wavlm
 from .units import build_units
 
+MUON_LR = 2.0  # Muon's learning rate, its update scaled to the size of Adam's, in multiples of the stage's
+
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """Linear warm-up over the first `warmup` share of the steps, then a cosine down to 2 % of `peak`."""
@@ -56,12 +58,19 @@ class Stage:
     def __init__(self, number: int, config: PretrainConfig, sampler: CropSampler, wavlm: Any) -> None:
         self.number, self.config, self.sampler = number, config, sampler
         self.settings: StageConfig = config.stages[number]
-        optim = config.optim
-        self.model = UnitPredictor(wavlm, self.settings.units, optim.head_dim, optim.temperature, self.settings.visible_weight)
-        decayed = [p for p in self.model.parameters() if p.ndim >= 2]
-        plain = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, betas=(0.9, 0.98))
+        optim, settings = config.optim, self.settings
+        head = (settings.units, optim.head_dim, optim.temperature, settings.visible_weight, sorted(settings.below))
+        self.model = UnitPredictor(wavlm, *head)
+        inner = [p for p in wavlm.encoder.layers.parameters() if p.ndim == 2] if settings.muon else []
+        ours = {id(p) for p in inner}
+        rest = [p for p in self.model.parameters() if id(p) not in ours]
+        decayed = {"params": [p for p in rest if p.ndim >= 2], "weight_decay": optim.weight_decay}
+        plain = {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}
+        adam = {"lr": settings.lr, "betas": (0.9, 0.98), "fused": True}
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([decayed, plain], **adam)]
+        if inner:
+            like_adam = {"weight_decay": optim.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+            self.optimizers.append(torch.optim.Muon(inner, lr=settings.lr, **like_adam))
         self.step = 0
 
     def _predict(self, step: int, valid: bool) -> Prediction:
@@ -74,16 +83,18 @@ class Stage:
     def train_step(self) -> dict[str, float]:
         optim = self.config.optim
         rate = learning_rate(self.step, self.settings.steps, self.settings.lr, optim.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for number, optimizer in enumerate(self.optimizers):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1, MUON_LR)[number]
         self.model.train()
         found = self._predict(self.step, valid=False)
         found.total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         if not torch.isfinite(norm):
             raise UserError(f"the gradient is not finite at step {self.step}; lower lr ({self.settings.lr})")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return {
             "loss": found.loss.item(),
@@ -108,13 +119,14 @@ class Stage:
             "step": self.step,
             "cfg": dict(self.model.wavlm.cfg.__dict__),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         save_checkpoint(path, payload)
 
     def load(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.step = saved["step"]
 
 
@@ -150,14 +162,21 @@ class Trainer:
         path = self._stage_file(number - 1, "ckpt")
         if not path.is_file():
             raise UserError(f"{path} is missing: stage {number + 1} builds on it; start again without --resume")
-        model = build_wavlm(self.config.model)
+        model = build_wavlm(self.config.stage_model(number - 1))
         state = torch.load(path, weights_only=True)["model"]
         model.load_state_dict({k.removeprefix("wavlm."): v for k, v in state.items() if k.startswith("wavlm.")})
         return model
 
-    def _new_wavlm(self, sampler: CropSampler) -> Any:
-        model = build_wavlm(self.config.model)
-        if self.config.mel_start:
+    def _new_wavlm(self, number: int, sampler: CropSampler, before: Any | None) -> Any:
+        model, settings = build_wavlm(self.config.stage_model(number)), self.config.stages[number]
+        if settings.warm_start != "no":
+            state = before.state_dict()  # type: ignore[union-attr]  # load_config refuses a warm start in the first stage
+            if settings.warm_start == "cnn":
+                state = {k: v for k, v in state.items() if not k.startswith("encoder.")} | {
+                    k: v for k, v in model.state_dict().items() if k.startswith("encoder.")
+                }
+            model.load_state_dict(state)
+        elif self.config.mel_start:
             wavs = torch.cat([sampler.draw(step).wavs[:, :SAMPLE_RATE] for step in range(8)])
             start_from_mel(model.feature_extractor.conv_layers[0][0], wavs)
         return model
@@ -169,9 +188,7 @@ class Trainer:
         units = build_units(self.cache, source, settings.layer, settings.units, seed, self._stage_file(number, "units.npy"))
         torch.manual_seed(seed + number)
         sampler = CropSampler(self.cache, units, self.config.batch, seed + number)
-        wavlm = before if settings.warm_start else self._new_wavlm(sampler)
-        assert wavlm is not None, "load_config refuses a warm start in the first stage"
-        stage = Stage(number, self.config, sampler, wavlm)
+        stage = Stage(number, self.config, sampler, self._new_wavlm(number, sampler, before))
         if self.saved is not None and self.saved["stage"] == number:
             stage.load(self.saved)
         self._train(stage)
