@@ -12,7 +12,7 @@ PROBES = 64  # samples looked at to notice an array that was changed in place
 def clip_key(wav: Tensor) -> bytes:
     """16 bytes that name the content of a waveform [num_samples]."""
     samples = np.ascontiguousarray(wav.detach().cpu().numpy(), dtype="<f4")
-    return hashlib.blake2b(memoryview(samples), digest_size=16).digest()
+    return hashlib.blake2b(samples.data, digest_size=16).digest()
 
 
 class ClipKeys:

@@ -28,19 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BatchState:
-    """What the layer-wise sub-modules of one expert share during one forward pass."""
+    """What the layer-wise sub-modules of one expert share during one forward pass; between two there are no tensors."""
 
-    features: LayerFeatures | None = None
-    layer_logits: Tensor | None = None  # [B, L, C] or [B, L, T, V]
-    layer_log_probs: Tensor | None = None  # their log_softmax over the last axis
-    prediction: Tensor | None = None  # aggregated [B, C] or [B, T, V], as handed to the expert
-    lengths: Tensor | None = None  # [B] of the prediction's T
+    features: LayerFeatures = field(init=False)
+    layer_logits: Tensor = field(init=False)  # [B, L, C] or [B, L, T, V]
+    layer_log_probs: Tensor = field(init=False)  # their log_softmax over the last axis
+    prediction: Tensor = field(init=False)  # aggregated [B, C] or [B, T, V], as handed to the expert
+    lengths: Tensor = field(init=False)  # [B] of the prediction's T
     terms: list[Elbo] = field(default_factory=list)  # one for each call of the objective
     unaligned: Tensor | None = None  # [B] bool, CTC only: targets that need more frames than there are
 
     def clear(self) -> None:
         """Let the graph go."""
-        self.features = self.layer_logits = self.layer_log_probs = self.prediction = None
+        for name in ("features", "layer_logits", "layer_log_probs", "prediction", "lengths"):
+            self.__dict__.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ class _Model(nn.Module):
 
     def forward(self, placeholder: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = self.state
-        assert state.features is not None, "the expert ran outside LayerwiseDownstream"
         logits, state.lengths = self.heads(state.features.hidden, state.features.lengths)
         state.layer_logits = logits.float()
         state.layer_log_probs = state.layer_logits.log_softmax(dim=-1)
@@ -170,7 +170,7 @@ class LayerwiseDownstream(nn.Module):
         if self.state.unaligned is not None:
             records.setdefault("unaligned", []).extend(self.state.unaligned.tolist())
         self.state.clear()
-        return Elbo(loss, sum(term.nll for term in terms), terms[0].kl)
+        return Elbo(loss, torch.stack([term.nll for term in terms]).sum(), terms[0].kl)
 
     def predict(self, features: LayerFeatures) -> Prediction:
         """The aggregated prediction, without labels."""

@@ -119,8 +119,9 @@ class ExpertHeads(nn.Module):
     def reset_parameters(self) -> None:
         """Draw every copy anew: s3prl's experts build their head right after seeding the generator with a constant."""
         for module in self.modules():
-            if module is not self and callable(getattr(module, "reset_parameters", None)):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def _one(self, index: int, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         logits, out_lengths = self.models[index](self.projectors[index](hidden), lengths)

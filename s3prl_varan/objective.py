@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-NllReduction = Literal["per_example", "batch_mean"]
-KlDirection = Literal["posterior_prior", "prior_posterior"]
+from s3prl_varan.options import KlDirection, NllReduction
+
 Aggregation = Literal["geometric", "mixture"]
 
 

@@ -1,7 +1,7 @@
 """Typed sections of the config that are our own: the featurizers' options. Free of heavy imports, for the command line."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, cast
 
 from s3prl_varan.lora_options import LoraOptions
 
@@ -12,6 +12,10 @@ CALL_FLAGS = (
     *("mode", "evaluate_split", "override", "past_exp", "auto_resume", "device", "verbose", "given", "overwrite", "cache"),
     "folds",
 )
+
+NllReduction = Literal["per_example", "batch_mean"]
+KlDirection = Literal["posterior_prior", "prior_posterior"]
+PredictionRule = Literal["geometric", "mixture", "sequence"]
 
 FEATURIZER_OPTIONS: dict[str, type["HeadOptions"]] = {}
 
@@ -61,9 +65,9 @@ class ObjectiveSettings:
     """What the layer-wise losses need to know."""
 
     beta: float = 0.0
-    nll: str = "per_example"
-    kl: str = "posterior_prior"
-    prediction: str = "geometric"
+    nll: NllReduction = "per_example"
+    kl: KlDirection = "posterior_prior"
+    prediction: PredictionRule = "geometric"
     ctc_normalize: str = "frames"
 
 
@@ -74,7 +78,13 @@ def objective_settings(options: HeadOptions, *, ctc: bool) -> ObjectiveSettings:
     released = options.recipe == "released"
     nll = options.nll or ("batch_mean" if released and not ctc else "per_example")
     kl = options.kl or ("prior_posterior" if released else "posterior_prior")
-    return ObjectiveSettings(options.kl_beta, nll, kl, options.prediction, options.ctc_normalize)
+    return ObjectiveSettings(  # the config was checked against CHOICES
+        options.kl_beta,
+        cast(NllReduction, nll),
+        cast(KlDirection, kl),
+        cast(PredictionRule, options.prediction),
+        options.ctc_normalize,
+    )
 
 
 @dataclass

@@ -195,8 +195,9 @@ class Runner:
         if not self.is_main:
             return
         self._write_metrics({"step": step, "split": "train", **means, "lr": optimizer.param_groups[-1]["lr"]})
-        for name, value in means.items() if self.writer else ():
-            self.writer.add_scalar(f"train/{name}", value, step)
+        if self.writer:
+            for name, value in means.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
         bar.set_postfix(loss=f"{means['loss']:.3f}")
         self._expert_log(self.config.runner.train_dataloader, records, step)
 

@@ -1,6 +1,5 @@
 """Whole runs on a corpus of noise: epochs with and without the feature cache, and the time to the first step."""
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -56,7 +55,9 @@ def timed_steps(limit: Callable[[int], int], clock: str) -> Iterator[list[float]
     """Clock readings before the first and after every optimizer step of the runs inside; `limit(steps an epoch)` ends them."""
     from s3prl_varan.runner import Runner
 
-    original, readings, left = Runner._step, [], []
+    original = Runner._step
+    readings: list[float] = []
+    left: list[int] = []
 
     def step(self: Any, wrapped: Any, optimizer: Any, scheduler: Any, stream: Any, records: Any, number: int) -> Any:
         if not readings:
@@ -70,7 +71,7 @@ def timed_steps(limit: Callable[[int], int], clock: str) -> Iterator[list[float]
             raise _Enough
         return result
 
-    Runner._step = step  # type: ignore[method-assign]
+    Runner._step = step  # type: ignore[method-assign, assignment]
     try:
         yield readings
     finally:
@@ -116,7 +117,7 @@ def help_seconds(threads: int) -> float:
     return time.perf_counter() - started
 
 
-def _first_step(argv: argparse.Namespace | list[str]) -> None:
+def _first_step(argv: list[str]) -> None:
     from s3prl_varan.cli import parse_args
     from s3prl_varan.experiment import run
 

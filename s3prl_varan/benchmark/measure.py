@@ -24,7 +24,8 @@ def in_turns(
 
     clock "cpu": processor time of all threads, which does not count the waiting while others use the machine.
     """
-    now, times = CLOCKS[clock], {name: [] for name in steps}
+    now = CLOCKS[clock]
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warm_up + repeats):
         for name, step in steps.items():
             _wait(device)
@@ -68,15 +69,15 @@ def _child(case: Case) -> dict[str, float]:
 
     step = build_step(case)
     if case.device != "cpu":
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() / 1e6
         torch.cuda.reset_peak_memory_stats()
         step(), step()
-        return {"peak_mb": torch.cuda.max_memory_allocated() / 1e6, "before_mb": before / 1e6}
+        return {"peak_mb": torch.cuda.max_memory_allocated() / 1e6, "before_mb": before}
     if not Path("/proc/self/clear_refs").exists():  # not Linux: the peak since the process began
         import resource
 
         step(), step()
-        scale = 1 if sys.platform == "darwin" else 1024
+        scale = 1.0 if sys.platform == "darwin" else 1024
         return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, "before_mb": float("nan")}
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")

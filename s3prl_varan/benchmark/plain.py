@@ -28,6 +28,7 @@ class PlainVaran(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        self.prior: Tensor
         self.projectors = nn.ModuleList(nn.Linear(dim, width) for _ in range(num_layers))
         self.classifiers = nn.ModuleList(nn.Linear(width, outputs) for _ in range(num_layers))
         self.posterior = LayerPosterior(dim)
@@ -35,7 +36,7 @@ class PlainVaran(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.ctc, self.pool_first = ctc, pool_first
 
-    def forward(self, layers: list[Tensor], lengths: Tensor, labels: Tensor, label_lengths: Tensor | None) -> Tensor:
+    def forward(self, layers: list[Tensor], lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
         """labels [B], or for CTC [B, S] with label_lengths [B]. Blank is 0."""
         summaries = torch.stack([_mean(layer, lengths) for layer in layers], dim=1)  # [B, L, D]
         posterior_logits = self.posterior(summaries)

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from s3prl_varan.benchmark import epochs
 from s3prl_varan.benchmark.cases import FEATURIZERS, TASKS, Case, Step, build_step, tuned_upstream
@@ -12,7 +13,7 @@ from s3prl_varan.benchmark.heads import HEADS, build_heads
 from s3prl_varan.benchmark.measure import in_turns, peak_memory, ratio
 from s3prl_varan.benchmark.upstreams import GEOMETRIES
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ def growth(settings: Settings) -> Iterator[Row]:
             for dropout, train_inputs in ((0.1, False), (0.0, False), (0.1, True)):
                 if (dropout == 0.0 or train_inputs) and size is not base:
                     continue
-                options = {"dropout": dropout, "train_inputs": train_inputs, "device": settings.device}
+                options: dict[str, Any] = {"dropout": dropout, "train_inputs": train_inputs, "device": settings.device}
+                options |= {"dim": 32 if settings.quick else 768, **size}
                 kinds = HEADS if task == "er" else HEADS[:-1]
-                built = {kind: build_heads(kind, task, dim=32 if settings.quick else 768, **size, **options) for kind in kinds}
+                built = {kind: build_heads(kind, task, **options) for kind in kinds}
                 times = in_turns(built, settings.repeats, device=settings.device, clock=settings.clock)
                 for kind, taken in times.items():
                     shown = {"task": task, **size, "dropout": dropout, "upstream_gradient": train_inputs, "heads": kind}

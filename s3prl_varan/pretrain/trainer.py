@@ -66,11 +66,11 @@ class Stage:
         rest = [p for p in self.model.parameters() if id(p) not in ours]
         decayed = {"params": [p for p in rest if p.ndim >= 2], "weight_decay": optim.weight_decay}
         plain = {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}
-        adam = {"lr": settings.lr, "betas": (0.9, 0.98), "fused": True}
-        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([decayed, plain], **adam)]
+        adam = torch.optim.AdamW([decayed, plain], lr=settings.lr, betas=(0.9, 0.98), fused=True)
+        self.optimizers: list[torch.optim.Optimizer] = [adam]
         if inner:
-            like_adam = {"weight_decay": optim.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-            self.optimizers.append(torch.optim.Muon(inner, lr=settings.lr, **like_adam))
+            decay, like = optim.weight_decay, "match_rms_adamw"
+            self.optimizers.append(torch.optim.Muon(inner, lr=settings.lr, weight_decay=decay, adjust_lr_fn=like))
         self.step = 0
 
     def _predict(self, step: int, valid: bool) -> Prediction:
