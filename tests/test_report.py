@@ -15,6 +15,7 @@ import pytest
 from s3prl_varan.errors import UserError
 from s3prl_varan.report.cells import find_cells
 from s3prl_varan.report.cli import main
+from s3prl_varan.report.figures import all_pictures
 from s3prl_varan.report.table import build_rows, leaderboard, paired_difference, short_names
 from s3prl_varan.sweep.settings import cell_id, relevant_settings
 
@@ -197,7 +198,7 @@ def test_all_files_are_made_and_the_page_stands_alone(runs: Path) -> None:
     out = runs / "out"
     assert main([str(runs), "--out", str(out), "--title", "A & B"]) == 0
     made = {path.name for path in (out / "figures").iterdir()}
-    for stem in ("bars", "dev_curves", "layers_per_class", "layers_per_corpus", "ablation_kl_beta"):
+    for stem in ("bars", "differences", "dev_curves", "layers_per_class", "layers_per_corpus", "ablation_kl_beta"):
         assert any(name.startswith(stem) and name.endswith(".png") for name in made), stem
         assert any(name.startswith(stem) and name.endswith(".pdf") for name in made), stem
     text = (out / "report.html").read_text()
@@ -265,6 +266,26 @@ def test_identity_ignores_what_a_run_never_reads() -> None:
     assert cell_id(args, config) != cell_id({**args, "lora": True}, config)
     chi2 = {"varan": {"prior": "chi2", "chi2_df": 6}}
     assert relevant_settings(args, chi2)["config.varan.chi2_df"] == 6
+
+
+def test_a_setting_that_is_the_same_wherever_it_is_found_is_not_told(tmp_path: Path) -> None:
+    for number, (prior, own) in enumerate((("chi2", {"chi2_df": 6}), ("chi2_reversed", {"chi2_df": 6}), ("uniform", {}))):
+        write_run(tmp_path / f"p{number}", "varan", 1, 1, 70, prior=prior, **own)
+    rows = build_rows(find_cells([str(tmp_path)]))[0]
+    assert {row.label for row in rows} == {"varan (prior=chi2)", "varan (prior=chi2_reversed)", "varan (prior=uniform)"}
+    for number, share in enumerate((False, True)):  # told apart by nothing but that one has the setting
+        write_run(tmp_path / f"s{number}", "layer", 1, 1, 70, **({"share": 1} if share else {}))
+    rows = build_rows(find_cells([str(tmp_path)]))[0]
+    assert {"layer", "layer (share=1)"} <= {row.label for row in rows}
+
+
+def test_differences_are_drawn_from_the_smallest_up(runs: Path) -> None:
+    (picture,) = [p for p in all_pictures(build_rows(find_cells([str(runs)]))[0]) if p.name.startswith("differences")]
+    axes = picture.figure.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["varan (kl_beta=0.01)", "varan (kl_beta=0.05)", "varan (kl_beta=0.5) 3/4"]
+    means = [float(container.lines[0].get_xdata()[0]) for container in axes.containers]
+    assert means == sorted(means) and means[0] == pytest.approx(2.15)
 
 
 def test_short_names_stay_apart() -> None:

@@ -32,7 +32,7 @@ class Picture:
 def all_pictures(rows: list[Row]) -> list[Picture]:
     """Every figure the rows have data for."""
     chosen = leaderboard(rows)
-    makers = [_bars(chosen), _curves(chosen), _ablations(rows), _class_maps(chosen), _corpus_maps(chosen)]
+    makers = [_bars(chosen), _differences(rows), _curves(chosen), _ablations(rows), _class_maps(chosen), _corpus_maps(chosen)]
     return [picture for maker in makers for picture in maker]
 
 
@@ -52,7 +52,7 @@ def _bars(rows: list[Row]) -> Iterator[Picture]:
         held = [row for row in held if row.values]
         if not held:
             continue
-        figure, axes = _figure(max(4.0, 1.1 * len(held) + 1.5), 3.6)
+        figure, axes = _figure(max(4.0, 1.1 * len(held) + 1.5, 0.09 * len(str(setup))), 3.6)
         for place, row in enumerate(held):
             spread, _ = row.spread
             color = COLORS[place % len(COLORS)]
@@ -71,6 +71,33 @@ def _bars(rows: list[Row]) -> Iterator[Picture]:
             f"{setup}: {held[0].metric} on {split}; dots are (fold, seed) cells, bars their means. Mind where the axis starts."
         )
         yield Picture(file_name("bars", setup, split), caption, figure)
+
+
+def _differences(rows: list[Row]) -> Iterator[Picture]:
+    """Every setting's paired difference to the baseline, the largest on top, where there are more than a bar chart shows."""
+    for (setup, split), held in by_column(rows).items():
+        held = [row for row in held if row.difference is not None and not math.isnan(row.difference.low)]
+        if len(held) < 3:
+            continue
+        held.sort(key=lambda row: row.difference.mean)  # type: ignore[union-attr]
+        figure, axes = _figure(7.6, 0.32 * len(held) + 1.2)
+        axes.axvline(0.0, color="#555555", linewidth=1)
+        for place, row in enumerate(held):
+            found = row.difference
+            assert found is not None
+            color = COLORS[0] if not found.significant else COLORS[2] if (found.mean > 0) == row.higher_is_better else COLORS[1]
+            reach = [[found.mean - found.low], [found.high - found.mean]]
+            axes.errorbar(found.mean, place, xerr=reach, fmt="o", color=color, capsize=3, alpha=1.0 if row.complete else 0.4)
+        names = [row.label + ("" if row.complete else f" {len(row.values)}/{len(row.expected)}") for row in held]
+        axes.set_yticks(range(len(held)), names, fontsize=8)
+        axes.set_xlabel(f"{split} {held[0].metric}, difference to {held[0].difference.baseline}")  # type: ignore[union-attr]
+        axes.set_title(str(setup), fontsize=10, loc="right")
+        axes.grid(axis="x", alpha=0.3)
+        caption = (
+            f"{setup}: {held[0].metric} on {split}, paired difference to the baseline of the same tuning with its 95 % interval "
+            "(bootstrap over folds and seeds); green: better, red: worse, blue: the interval holds zero; pale: incomplete."
+        )
+        yield Picture(file_name("differences", setup, split), caption, figure)
 
 
 def _curves(rows: list[Row]) -> Iterator[Picture]:

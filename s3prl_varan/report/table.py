@@ -192,7 +192,10 @@ def _name_variants(rows: list[Row]) -> None:
         groups[row.featurizer, row.tuning, row.split].append(row)
     for group in groups.values():
         keys = sorted({key for row in group for key in row.settings})
-        differing = [key for key in keys if len({repr(row.settings.get(key, "-")) for row in group}) > 1]
+        # A setting that only some rows have (a prior's own parameter) need not be told where it is the same for them all.
+        differing = [key for key in keys if len({repr(row.settings[key]) for row in group if key in row.settings}) > 1]
+        if len({repr([row.settings.get(key) for key in differing]) for row in group}) < len(group):
+            differing = [key for key in keys if len({repr(row.settings.get(key, "-")) for row in group}) > 1]
         names = short_names(differing)
         for row in group:
             row.variant = {names[key]: row.settings[key] for key in differing if key in row.settings}
