@@ -170,12 +170,10 @@ class Trainer:
     def _new_wavlm(self, number: int, sampler: CropSampler, before: Any | None) -> Any:
         model, settings = build_wavlm(self.config.stage_model(number)), self.config.stages[number]
         if settings.warm_start != "no":
-            state = before.state_dict()  # type: ignore[union-attr]  # load_config refuses a warm start in the first stage
-            if settings.warm_start == "cnn":
-                state = {k: v for k, v in state.items() if not k.startswith("encoder.")} | {
-                    k: v for k, v in model.state_dict().items() if k.startswith("encoder.")
-                }
-            model.load_state_dict(state)
+            assert before is not None, "load_config refuses a warm start in the first stage"
+            everything = settings.warm_start == "all"
+            state = {k: v for k, v in before.state_dict().items() if everything or not k.startswith("encoder.")}
+            model.load_state_dict(state, strict=everything)
         elif self.config.mel_start:
             wavs = torch.cat([sampler.draw(step).wavs[:, :SAMPLE_RATE] for step in range(8)])
             start_from_mel(model.feature_extractor.conv_layers[0][0], wavs)
