@@ -97,6 +97,8 @@ def _differences(rows: list[Row]) -> Iterator[Picture]:
             f"{setup}: {held[0].metric} on {split}, paired difference to the baseline of the same tuning with its 95 % interval "
             "(bootstrap over folds and seeds); green: better, red: worse, blue: the interval holds zero; pale: incomplete."
         )
+        for row in {row.method: row for row in held if row.usual}.values():
+            caption += f" Where a label of {row.method} does not say otherwise: {row.usual_settings}."
         yield Picture(file_name("differences", setup, split), caption, figure)
 
 

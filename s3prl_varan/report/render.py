@@ -59,12 +59,14 @@ def leaderboard_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list
 
 
 def chosen_notes(rows: list[Row]) -> list[str]:
-    """Which setting of a method stands in the leaderboard, where there were several."""
+    """Which setting of a method stands in the leaderboard, where there were several, and what their labels leave out."""
     notes = []
     for row in leaderboard(rows):
         siblings = [other for other in rows if _group(other) == _group(row)]
         if len(siblings) > 1:
             notes.append(f"{row.setup}, {row.split}: {row.label} was best on dev of {len(siblings)} settings of {row.method}.")
+    for row in {_group(row): row for row in rows if row.usual}.values():
+        notes.append(f"{row.setup}, {row.split}: where a label of {row.method} does not say otherwise, {row.usual_settings}.")
     return notes
 
 

@@ -53,6 +53,7 @@ class Row:
     cells: dict[tuple[str, int], Cell]  # by (fold, seed), finished or not
     expected: set[tuple[str, int]]
     variant: dict[str, Any] = field(default_factory=dict)  # the settings that tell it from its siblings, by short name
+    usual: dict[str, Any] = field(default_factory=dict)  # what most of its siblings have, by short name
     difference: Difference | None = None
     best: bool = False
 
@@ -63,9 +64,14 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method, with what tells it from its siblings."""
-        shown = ", ".join(f"{name}={_shown(value)}" for name, value in self.variant.items())
-        return f"{self.method} ({shown})" if shown else self.method
+        """The method, with what tells it from its siblings; what is usual among them is not said."""
+        told = {name: value for name, value in self.variant.items() if repr(value) != repr(self.usual.get(name, "-"))}
+        return f"{self.method} ({settings_text(told)})" if told else self.method
+
+    @property
+    def usual_settings(self) -> str:
+        """The settings that the labels leave out, for a note."""
+        return settings_text(self.usual)
 
     @property
     def values(self) -> dict[tuple[str, int], float]:
@@ -194,11 +200,27 @@ def _name_variants(rows: list[Row]) -> None:
         keys = sorted({key for row in group for key in row.settings})
         # A setting that only some rows have (a prior's own parameter) need not be told where it is the same for them all.
         differing = [key for key in keys if len({repr(row.settings[key]) for row in group if key in row.settings}) > 1]
-        if len({repr([row.settings.get(key) for key in differing]) for row in group}) < len(group):
-            differing = [key for key in keys if len({repr(row.settings.get(key, "-")) for row in group}) > 1]
+        alike = defaultdict(list)
+        for row in group:
+            alike[repr([row.settings.get(key, "-") for key in differing])].append(row)
+        for key in keys:  # but where nothing else tells two rows apart
+            if any(len({repr(row.settings.get(key, "-")) for row in rows}) > 1 for rows in alike.values()):
+                differing.append(key)
         names = short_names(differing)
         for row in group:
             row.variant = {names[key]: row.settings[key] for key in differing if key in row.settings}
+            row.usual = {names[key]: value for key in differing for value in _usual(key, group)}
+
+
+def _usual(key: str, group: list[Row]) -> list[Any]:
+    """The value of this setting that more than half of the rows have, as a list of one or none."""
+    values = [row.settings[key] for row in group if key in row.settings]
+    return [value for value in values if 2 * sum(repr(other) == repr(value) for other in values) > len(group)][:1]
+
+
+def settings_text(settings: dict[str, Any]) -> str:
+    """`name=value, ...`"""
+    return ", ".join(f"{name}={_shown(value)}" for name, value in settings.items())
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
