@@ -298,6 +298,12 @@ def test_bad_configuration_lists_every_problem(tmp_path: Path) -> None:
     assert "batch.seconds: expected float, found 'long'" in text
 
 
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "last")])
+def test_stages_have_files_of_their_own(tmp_path: Path, names: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match="names that differ and are not 'last'"):
+        load_config(write_config(tmp_path, stages=[{"name": name} for name in names]))
+
+
 def test_first_stage_cannot_build_on_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="first stage has no model"):
         load_config(write_config(tmp_path, stages=[{"target": "layer"}]))

@@ -1,6 +1,7 @@
 """Upstreams: names, what is refused and how, lengths, padding; `micro_wavlm` against s3prl's own WavLM."""
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -210,6 +211,15 @@ def test_build_wavlm_takes_half_precision_weights_and_names_unknown_fields():
     assert all(torch.equal(value, state[key].float()) for key, value in expert.model.state_dict().items())
     with pytest.raises(UserError, match="'encoder_layer' is no field of WavLMConfig. Did you mean 'encoder_layers'"):
         micro.build_wavlm({"encoder_layer": 2})
+
+
+def test_shipped_weights_are_there_small_and_give_layers_that_differ():
+    assert micro.WEIGHTS.stat().st_size < 12e6
+    shipped, drawn = build_upstream("micro_wavlm"), build_upstream("micro_wavlm", model_config=str(micro.CONFIG))
+    assert shipped.num_hidden == 13 and shipped.fingerprint() != drawn.fingerprint()
+    layers = shipped(noise(16000)).layers
+    for below, above in itertools.pairwise(layers):
+        assert torch.cosine_similarity(below, above, dim=-1).mean() < 0.99
 
 
 def test_shipped_weights_are_checked(tmp_path, monkeypatch):

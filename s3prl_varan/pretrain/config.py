@@ -147,6 +147,11 @@ def load_config(path: str | Path) -> PretrainConfig:
     config.stages = [_fill(StageConfig, s, f"stages[{i}].", problems) for i, s in enumerate(stages)]
     for i, stage in enumerate(config.stages):
         stage.name = stage.name or f"stage{i + 1}"
+    names = [stage.name for stage in config.stages]
+    if len(set(names)) < len(names) or "last" in names:
+        problems.append(
+            f"stages: expected names that differ and are not 'last', the newest checkpoint's; found {', '.join(names)}"
+        )
     _check(config, problems)
     if problems:
         raise problems_error(f"{path} has {len(problems)} problem(s):", problems)
