@@ -41,7 +41,7 @@ class VaranOptions(HeadOptions):
     chi2_df: float = 6
     chi2_nc: float = 10
     geometric_p: float = 0.45
-    kl_beta: float = 0.05
+    kl_beta: float = 1.0  # the evidence lower bound's own; the paper takes 0.05
     recipe: str = "elbo"  # elbo: per example, KL(q || p); released: as the authors' code computes it
     nll: str | None = None  # per_example | batch_mean; null: as the recipe says
     kl: str | None = None  # posterior_prior | prior_posterior; null: as the recipe says
