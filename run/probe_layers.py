@@ -3,8 +3,7 @@
 
 Twins: `random`, weights as drawn; `step 0`, where pre-training starts: the same but for a mel-spaced first convolution.
 
-Emotion and speaker on RAVDESS; letters by CTC on LibriSpeech; by frame, the k-means units of another encoder (--teacher,
--k of `-u whisper`) on the same recordings.
+Emotion and speaker on RAVDESS; by frame, the k-means units of another encoder (--teacher, -k of `-u whisper`).
 """
 
 import argparse
@@ -18,17 +17,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", help="safetensors or pre-training checkpoint (.ckpt); default: the shipped weights")
     parser.add_argument("--ravdess", help="folder that holds Actor_01 ..")
-    parser.add_argument("--train_speech", help="a split of LibriSpeech to train on, as dev-clean")
-    parser.add_argument("--test_speech", nargs="*", default=[], help="splits to test on")
-    parser.add_argument("--teacher", help="checkpoint for `-u whisper`, whose units are to be predicted too")
+    parser.add_argument("--train_speech", help="folder of recordings the frame probe is trained on")
+    parser.add_argument("--test_speech", nargs="*", default=[], help="folders it is tested on")
+    parser.add_argument("--teacher", help="checkpoint for `-u whisper`, whose units the frame probe predicts")
     parser.add_argument("--teacher_layer", type=int, default=3, help="its layer that is clustered")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
-    speech = (args.train_speech, args.test_speech)
-    if (any(speech) or args.teacher) and not all(speech):
-        parser.error("--train_speech and --test_speech need each other, and --teacher needs them")
-    if not args.ravdess and not any(speech):
-        parser.error("nothing to probe: give --ravdess, or --train_speech and --test_speech")
+    frames = (args.train_speech, args.teacher, args.test_speech)
+    if any(frames) and not all(frames):
+        parser.error("the frame probe needs --train_speech, --test_speech and --teacher together")
+    if not args.ravdess and not any(frames):
+        parser.error("nothing to probe: give --ravdess, or --train_speech, --test_speech and --teacher")
     return args
 
 
@@ -56,8 +55,6 @@ def run(args: argparse.Namespace) -> None:
     scores = []
     if args.ravdess:
         scores += probe.probe_ravdess(systems, Path(args.ravdess))
-    if args.train_speech:
-        scores += probe.probe_letters(systems, [Path(args.train_speech)], [Path(folder) for folder in args.test_speech])
     if args.teacher:
         teacher = probe.upstream_encoder(build_upstream("whisper", ckpt=args.teacher))
         train = probe.read_folder(Path(args.train_speech))

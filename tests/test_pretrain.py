@@ -350,31 +350,6 @@ def test_probe_finds_what_is_linear_and_nothing_else() -> None:
     assert scores[1].accuracy > 0.95 and scores[0].accuracy < 0.5 and scores[0].spread == 0.0
 
 
-def test_letters_are_read_from_the_layer_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in encoder: layer 0 is noise, layer 1 shows each letter for three frames and then a gap."""
-    from s3prl_varan.pretrain import probe
-
-    texts = ["AB BA", "CAB A", "BACB", "A CC B"] * 5
-    for split, lines in (("train", texts), ("test", ["ABC", "CBA B"])):
-        chapter = tmp_path / split / "1" / "2"
-        chapter.mkdir(parents=True)
-        (chapter / "1-2.trans.txt").write_text("".join(f"1-2-{i:04d} {text}\n" for i, text in enumerate(lines)))
-        for i, text in enumerate(lines):
-            codes = np.array([probe.LETTERS.index(letter) + 1 for letter in text]) / 100
-            soundfile.write(chapter / f"1-2-{i:04d}.flac", np.repeat(codes, 400), SAMPLE_RATE)
-
-    def encoder(wav: torch.Tensor) -> list[torch.Tensor]:
-        codes = (wav[200::400] * 100).round().long()
-        shown = torch.nn.functional.one_hot(codes, 30).float().repeat_interleave(4, 0)
-        shown[3::4] = 0
-        return [torch.randn(shown.shape, generator=torch.Generator().manual_seed(len(wav))), shown]
-
-    monkeypatch.setattr(probe, "RATE", 0.05)
-    noise, told = probe.probe_letters({"toy": encoder}, [tmp_path / "train"], [tmp_path / "test"])
-    assert (told.probe, told.layer, told.accuracy) == ("letters", 1, 1.0)
-    assert noise.accuracy < 0.6
-
-
 def test_probe_report_marks_the_best_layer(tmp_path: Path) -> None:
     from s3prl_varan.pretrain.probe import Score
     from s3prl_varan.pretrain.probe_report import write_report

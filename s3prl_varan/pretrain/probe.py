@@ -1,6 +1,5 @@
-"""Linear probes: what one matrix reads out of each layer of an upstream, against log-mel features."""
+"""Linear probes: what a logistic regression reads out of each layer of an upstream, against log-mel features."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from ..ctc import greedy_labels, layerwise_ctc
 from ..data.audio import AUDIO_SUFFIXES, read_audio
-from ..data.librispeech import read_split
 from ..data.ravdess import LABELS, find_clips, speaker_folds
 from ..errors import UserError
 from ..upstream import Upstream
@@ -22,8 +18,6 @@ from .config import SAMPLE_RATE
 from .frontend import start_from_mel
 
 MAX_FRAMES = 12_000  # frames a frame-level probe is trained on
-LETTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-EPOCHS, BATCH, RATE = 40, 10, 1e-2  # of the probe on letters
 RIDGE = 0.1  # scikit-learn's C, on standardised inputs; the same everywhere, so that nothing is tuned on test data
 Split = tuple[np.ndarray, np.ndarray]  # indices of the training and of the test examples
 Encoder = Callable[[Tensor], list[Tensor]]  # waveform [num_samples] -> N x [T, D]
@@ -166,76 +160,3 @@ def probe_frames(
         split = (chosen, np.arange(border, len(flat)))
         scores += score_layers("units", name, [np.concatenate(x) for x in zip(*rows, strict=True)], flat, [split])
     return scores
-
-
-def transcribed(folders: list[Path]) -> list[tuple[Tensor, Tensor]]:
-    """(waveform [num_samples], letters [S], 0 is CTC's blank) of LibriSpeech folders."""
-    pairs = []
-    for folder in folders:
-        for utterance in read_split(folder)[0]:
-            letters = [1 + LETTERS.index(letter) for letter in utterance.text.upper() if letter in LETTERS]
-            pairs.append((read_audio(utterance.path), torch.tensor(letters)))
-    return pairs
-
-
-def probe_letters(systems: dict[str, Encoder], train: list[Path], test: list[Path]) -> list[Score]:
-    """Letters by CTC from one matrix per layer, all layers trained side by side: 1 - character error rate, greedy decoding.
-
-    train, test: folders of LibriSpeech's form. `fbank` gets first and second differences too.
-    """
-    heard, unheard = transcribed(train), transcribed(test)
-    scores = []
-    for name, encoder in systems.items():
-        states = [_all_layers(encoder(wav), name == "fbank") for wav, _ in [*heard, *unheard]]
-        mean, scale = _mean_and_scale(states[: len(heard)])
-        states = [(state - mean) / scale for state in states]
-        weight, bias = _fit_ctc(states[: len(heard)], [letters for _, letters in heard])
-        rates = _error_rates(states[len(heard) :], [letters for _, letters in unheard], weight, bias)
-        scores += [Score("letters", name, layer, 1 - rate, float("nan")) for layer, rate in enumerate(rates)]
-    return scores
-
-
-def _all_layers(layers: list[Tensor], differences: bool) -> Tensor:
-    """N x [T, D] -> [N, T, D]."""
-    return torch.stack([with_differences(layer) if differences else layer.float() for layer in layers])
-
-
-def _mean_and_scale(states: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """[N, 1, D] each, over all frames."""
-    frames = torch.cat(states, dim=1)
-    return frames.mean(1, keepdim=True), frames.std(1, keepdim=True) + 1e-5
-
-
-def _fit_ctc(states: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """One linear CTC model per layer; the layers share nothing. states: [N, T, D] each -> [N, D, V], [N, 1, V]."""
-    layers, _, dim = states[0].shape
-    weight = torch.zeros(layers, dim, 1 + len(LETTERS), requires_grad=True)
-    bias = torch.zeros(layers, 1, 1 + len(LETTERS), requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * math.ceil(len(states) / BATCH))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(states), generator=generator).split(BATCH):
-            frames = torch.tensor([states[i].size(1) for i in chosen])
-            lengths = torch.tensor([len(targets[i]) for i in chosen])
-            padded = pad_sequence([states[i].transpose(0, 1) for i in chosen], batch_first=True).transpose(1, 2)  # [B, N, T, D]
-            labels = pad_sequence([targets[i] for i in chosen], batch_first=True)
-            log_probs = (padded @ weight + bias).log_softmax(-1)
-            nll = layerwise_ctc(log_probs, labels, frames, lengths, blank=0, zero_infinity=True)
-            (nll / frames[:, None]).mean(0).sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    return weight.detach(), bias.detach()
-
-
-def _error_rates(states: list[Tensor], targets: list[Tensor], weight: Tensor, bias: Tensor) -> list[float]:
-    """Character error rate of each layer over all utterances."""
-    import editdistance
-
-    errors = [0] * len(weight)
-    for state, letters in zip(states, targets, strict=True):
-        guesses, counts = greedy_labels(state @ weight + bias, torch.full((len(weight),), state.size(1)), blank=0)
-        for layer, (guess, count) in enumerate(zip(guesses, counts, strict=True)):
-            errors[layer] += editdistance.eval(guess[:count].tolist(), letters.tolist())
-    return [error / sum(len(letters) for letters in targets) for error in errors]

@@ -11,8 +11,7 @@ from .probe import Score
 TITLES = {
     "emotion": "emotion (RAVDESS, 7 classes)",
     "speaker": "speaker (RAVDESS, 24 actors)",
-    "units": "units of another encoder, by frame",
-    "letters": "letters by CTC: 100 - CER",
+    "units": "phone-like units, by frame",
 }
 
 
