@@ -6,6 +6,7 @@ The order is deliberate: whatever can be wrong is checked before the upstream is
 import logging
 import random
 import sys
+import warnings
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,7 @@ def run(args: Namespace) -> None:
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # torch, of any WavLM in s3prl
     patch_torchaudio()
     if args.cache_dir:
         torch.hub.set_dir(args.cache_dir)
