@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_varan.objective import elbo
+from s3prl_varan.options import VaranOptions
 from s3prl_varan.posterior import LayerPosterior
 
 
@@ -48,7 +49,7 @@ class PlainVaran(nn.Module):
                 continue
             pooled = project(summaries[:, index]) if self.pool_first else _mean(project(layer), lengths)
             losses.append(F.cross_entropy(classify(self.dropout(pooled)).float(), labels, reduction="none"))
-        return elbo(torch.stack(losses, dim=1), posterior_logits, self.prior, 0.05).loss
+        return elbo(torch.stack(losses, dim=1), posterior_logits, self.prior, VaranOptions().kl_beta).loss
 
 
 def _mean(hidden: Tensor, lengths: Tensor) -> Tensor:
