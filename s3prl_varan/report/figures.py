@@ -90,7 +90,7 @@ def _differences(rows: list[Row]) -> Iterator[Picture]:
             axes.errorbar(found.mean, place, xerr=reach, fmt="o", color=color, capsize=3, alpha=1.0 if row.complete else 0.4)
         names = [row.label + ("" if row.complete else f" {len(row.values)}/{len(row.expected)}") for row in held]
         axes.set_yticks(range(len(held)), names, fontsize=8)
-        axes.set_xlabel(f"{split} {held[0].metric}, difference to {held[0].difference.baseline}")  # type: ignore[union-attr]
+        axes.set_xlabel(f"{split} {held[0].metric}, difference to\n{held[0].difference.baseline}")  # type: ignore[union-attr]
         axes.set_title(str(setup), fontsize=10, loc="right")
         axes.grid(axis="x", alpha=0.3)
         caption = (
