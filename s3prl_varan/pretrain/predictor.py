@@ -62,19 +62,11 @@ class UnitPredictor(nn.Module):
         if self.wavlm.post_extract_proj is not None:
             features = self.wavlm.post_extract_proj(features)
         features = torch.where(mask[..., None], self.wavlm.mask_emb, features.float())
-        found: list[Tensor] = []
-        hooks = [
-            self.wavlm.encoder.layers[layer - 1].register_forward_hook(
-                lambda module, args, output: found.append(output[0].transpose(0, 1))
-            )
-            for layer in self.below
-        ]
-        try:
-            last = self.wavlm.encoder(features)[0]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [*found, last]
+        encoder = self.wavlm.encoder
+        last, layers = encoder.extract_features(features, tgt_layer=len(encoder.layers) - 1)  # with a target it keeps them all
+        if encoder.layer_norm_first:
+            last = encoder.layer_norm(last)
+        return [*(layers[number][0].transpose(0, 1) for number in self.below), last]
 
     def forward(self, wavs: Tensor, mask: Tensor, units: Tensor) -> Prediction:
         """wavs [B, samples], mask [B, T] bool with both values in it, units [B, T] int64."""

@@ -70,7 +70,7 @@ class Stage:
         self.optimizers: list[torch.optim.Optimizer] = [adam]
         if inner:
             decay, like = optim.weight_decay, "match_rms_adamw"
-            self.optimizers.append(torch.optim.Muon(inner, lr=settings.lr, weight_decay=decay, adjust_lr_fn=like))
+            self.optimizers.append(torch.optim.Muon(inner, lr=MUON_LR * settings.lr, weight_decay=decay, adjust_lr_fn=like))
         self.step = 0
 
     def _predict(self, step: int, valid: bool) -> Prediction:
@@ -82,10 +82,10 @@ class Stage:
 
     def train_step(self) -> dict[str, float]:
         optim = self.config.optim
-        rate = learning_rate(self.step, self.settings.steps, self.settings.lr, optim.warmup)
-        for number, optimizer in enumerate(self.optimizers):
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * (1, MUON_LR)[number]
+                group["lr"] = learning_rate(self.step, self.settings.steps, optimizer.defaults["lr"], optim.warmup)
+        rate = self.optimizers[0].param_groups[0]["lr"]
         self.model.train()
         found = self._predict(self.step, valid=False)
         found.total.backward()
