@@ -277,6 +277,10 @@ def test_a_setting_that_is_the_same_wherever_it_is_found_is_not_told(tmp_path: P
         write_run(tmp_path / f"s{number}", "layer", 1, 1, 70, **({"share": 1} if share else {}))
     rows = build_rows(find_cells([str(tmp_path)]))[0]
     assert {"layer", "layer (share=1)"} <= {row.label for row in rows}
+    write_run(tmp_path / "s2", "layer", 1, 1, 70, share=1, width=2)
+    write_run(tmp_path / "s3", "layer", 1, 1, 70, share=1, width=3)
+    labels = [row.label for row in build_rows(find_cells([str(tmp_path)]))[0]]
+    assert len(set(labels)) == len(labels)  # most have share=1, but hiding it would leave two rows one name
 
 
 def test_differences_are_drawn_from_the_smallest_up(runs: Path) -> None:

@@ -76,29 +76,27 @@ def _bars(rows: list[Row]) -> Iterator[Picture]:
 def _differences(rows: list[Row]) -> Iterator[Picture]:
     """Every setting's paired difference to the baseline, the largest on top, where there are more than a bar chart shows."""
     for (setup, split), held in by_column(rows).items():
-        held = [row for row in held if row.difference is not None and not math.isnan(row.difference.low)]
-        if len(held) < 3:
+        pairs = [(row, row.difference) for row in held if row.difference and not math.isnan(row.difference.low)]
+        if len(pairs) < 3:
             continue
-        held.sort(key=lambda row: row.difference.mean)  # type: ignore[union-attr]
-        figure, axes = _figure(7.6, 0.32 * len(held) + 1.2)
+        pairs.sort(key=lambda pair: pair[1].mean)
+        figure, axes = _figure(7.6, 0.32 * len(pairs) + 1.2)
         axes.axvline(0.0, color="#555555", linewidth=1)
-        for place, row in enumerate(held):
-            found = row.difference
-            assert found is not None
-            color = COLORS[0] if not found.significant else COLORS[2] if (found.mean > 0) == row.higher_is_better else COLORS[1]
+        for place, (row, found) in enumerate(pairs):
+            color = COLORS[0] if not found.significant else COLORS[2] if row.sign() * found.mean > 0 else COLORS[1]
             reach = [[found.mean - found.low], [found.high - found.mean]]
             axes.errorbar(found.mean, place, xerr=reach, fmt="o", color=color, capsize=3, alpha=1.0 if row.complete else 0.4)
-        names = [row.label + ("" if row.complete else f" {len(row.values)}/{len(row.expected)}") for row in held]
-        axes.set_yticks(range(len(held)), names, fontsize=8)
-        axes.set_xlabel(f"{split} {held[0].metric}, difference to\n{held[0].difference.baseline}")  # type: ignore[union-attr]
+        names = [row.label + ("" if row.complete else f" {len(row.values)}/{len(row.expected)}") for row, _ in pairs]
+        axes.set_yticks(range(len(pairs)), names, fontsize=8)
+        baselines = "\n".join(dict.fromkeys(found.baseline for _, found in pairs))  # one for each tuning
+        axes.set_xlabel(f"{split} {held[0].metric}, difference to\n{baselines}")
         axes.set_title(str(setup), fontsize=10, loc="right")
         axes.grid(axis="x", alpha=0.3)
         caption = (
             f"{setup}: {held[0].metric} on {split}, paired difference to the baseline of the same tuning with its 95 % interval "
             "(bootstrap over folds and seeds); green: better, red: worse, blue: the interval holds zero; pale: incomplete."
         )
-        for row in {row.method: row for row in held if row.usual}.values():
-            caption += f" Where a label of {row.method} does not say otherwise: {row.usual_settings}."
+        caption += "".join(f" Note: {note}" for note in dict.fromkeys(row.usual_note for row, _ in pairs if row.usual))
         yield Picture(file_name("differences", setup, split), caption, figure)
 
 

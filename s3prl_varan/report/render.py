@@ -66,7 +66,7 @@ def chosen_notes(rows: list[Row]) -> list[str]:
         if len(siblings) > 1:
             notes.append(f"{row.setup}, {row.split}: {row.label} was best on dev of {len(siblings)} settings of {row.method}.")
     for row in {_group(row): row for row in rows if row.usual}.values():
-        notes.append(f"{row.setup}, {row.split}: where a label of {row.method} does not say otherwise, {row.usual_settings}.")
+        notes.append(f"{row.setup}, {row.split}: {row.usual_note}")
     return notes
 
 

@@ -53,7 +53,7 @@ class Row:
     cells: dict[tuple[str, int], Cell]  # by (fold, seed), finished or not
     expected: set[tuple[str, int]]
     variant: dict[str, Any] = field(default_factory=dict)  # the settings that tell it from its siblings, by short name
-    usual: dict[str, Any] = field(default_factory=dict)  # what most of its siblings have, by short name
+    usual: dict[str, Any] = field(default_factory=dict)  # of what all siblings have a value of, the one that most have
     difference: Difference | None = None
     best: bool = False
 
@@ -69,9 +69,9 @@ class Row:
         return f"{self.method} ({settings_text(told)})" if told else self.method
 
     @property
-    def usual_settings(self) -> str:
-        """The settings that the labels leave out, for a note."""
-        return settings_text(self.usual)
+    def usual_note(self) -> str:
+        """What the labels of this method leave out."""
+        return f"where a label of {self.method} does not say otherwise, {settings_text(self.usual)}."
 
     @property
     def values(self) -> dict[tuple[str, int], float]:
@@ -213,8 +213,10 @@ def _name_variants(rows: list[Row]) -> None:
 
 
 def _usual(key: str, group: list[Row]) -> list[Any]:
-    """The value of this setting that more than half of the rows have, as a list of one or none."""
-    values = [row.settings[key] for row in group if key in row.settings]
+    """The value that more than half of the rows have, as a list of one or none; none where a row lacks the setting."""
+    if any(key not in row.settings for row in group):
+        return []  # a label that does not tell the value would read like that of the row that has none
+    values = [row.settings[key] for row in group]
     return [value for value in values if 2 * sum(repr(other) == repr(value) for other in values) > len(group)][:1]
 
 
