@@ -142,6 +142,17 @@ def fake_engine(folder: Path, cells: list[PlannedCell], *, workers: int = 1, sta
     return Engine(shared, cells, folder, workers=workers, entry="fake_cells:quick", **more)
 
 
+def test_time_left_counts_no_cell_that_is_finished_on_disk(tmp_path: Path) -> None:
+    cells = fake_cells([1, 2, 3, 4])
+    for cell in cells[:3]:
+        (tmp_path / cell.id).mkdir()
+        (tmp_path / cell.id / "result.json").write_text("{}")
+    engine = fake_engine(tmp_path, cells)
+    engine.costs.add(cells[0].args, 10, 60.0)
+    assert engine._seconds_left(4) == pytest.approx(60.0)
+    engine.bar.close()
+
+
 @pytest.fixture(params=["journal", "sqlite"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a study is kept: Optuna's journal file, or a database URL."""

@@ -129,7 +129,7 @@ class Engine:
         if not left:
             return 0.0
         if missing and all(seconds is not None for seconds in known):
-            return sum(filter(None, known)) * left / len(missing)
+            return sum(filter(None, known)) * min(1.0, left / len(missing))  # fewer are left than missing: others' disks
         return None
 
 
