@@ -3,7 +3,7 @@
 
 Twins: `random`, weights as drawn; `step 0`, where pre-training starts: the same but for a mel-spaced first convolution.
 
-Emotion and speaker on RAVDESS; by frame, the k-means units of another encoder (--teacher, -k of `-u whisper`).
+Emotion and speaker on RAVDESS; by frame, phones on English speech with transcripts (needs the extra `probe`).
 """
 
 import argparse
@@ -17,18 +17,26 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", help="safetensors or pre-training checkpoint (.ckpt); default: the shipped weights")
     parser.add_argument("--ravdess", help="folder that holds Actor_01 ..")
-    parser.add_argument("--train_speech", help="folder of recordings the frame probe is trained on")
-    parser.add_argument("--test_speech", nargs="*", default=[], help="folders it is tested on")
-    parser.add_argument("--teacher", help="checkpoint for `-u whisper`, whose units the frame probe predicts")
-    parser.add_argument("--teacher_layer", type=int, default=3, help="its layer that is clustered")
+    parser.add_argument("--train_speech", help="split in LibriSpeech's layout that the phone probe is trained on")
+    parser.add_argument("--test_speech", nargs="*", default=[], help="splits it is tested on")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
-    frames = (args.train_speech, args.teacher, args.test_speech)
-    if any(frames) and not all(frames):
-        parser.error("the frame probe needs --train_speech, --test_speech and --teacher together")
-    if not args.ravdess and not any(frames):
-        parser.error("nothing to probe: give --ravdess, or --train_speech, --test_speech and --teacher")
+    if bool(args.train_speech) != bool(args.test_speech):
+        parser.error("the phone probe needs --train_speech and --test_speech together")
+    if not args.ravdess and not args.train_speech:
+        parser.error("nothing to probe: give --ravdess, or --train_speech and --test_speech")
     return args
+
+
+def clips(splits: list[str]) -> list:
+    from s3prl_varan.pretrain.phones import aligned_clips
+
+    found = []
+    for split in splits:
+        aligned, rest = aligned_clips(Path(split))
+        print(f"{split}: {len(aligned)} clips aligned, {rest} left out (words that are not in CMUdict)")
+        found += aligned
+    return found
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if weights and weights.endswith(".ckpt"):
         export_weights(Path(weights), out / "probed.safetensors")
         weights = str(out / "probed.safetensors")
+    train, test = ([], []) if not args.train_speech else (clips([args.train_speech]), clips(args.test_speech))
     start = build_upstream("micro_wavlm", model_config=str(CONFIG))
     probe.start_as_pretraining(start, Path(args.ravdess or args.train_speech))
     systems = {
@@ -55,11 +64,8 @@ def run(args: argparse.Namespace) -> None:
     scores = []
     if args.ravdess:
         scores += probe.probe_ravdess(systems, Path(args.ravdess))
-    if args.teacher:
-        teacher = probe.upstream_encoder(build_upstream("whisper", ckpt=args.teacher))
-        train = probe.read_folder(Path(args.train_speech))
-        test = [wav for folder in args.test_speech for wav in probe.read_folder(Path(folder))]
-        scores += probe.probe_frames(systems, teacher, args.teacher_layer, train, test)
+    if args.train_speech:
+        scores += probe.probe_phones(systems, train, test)
     write_report(scores, out)
     print(markdown(scores))
 

@@ -10,6 +10,7 @@ import soundfile
 import torch
 import yaml
 
+from s3prl_varan.data.audio import read_audio
 from s3prl_varan.errors import UserError
 from s3prl_varan.pretrain.audio_cache import build_cache
 from s3prl_varan.pretrain.batches import CropSampler, mix_crops
@@ -17,7 +18,7 @@ from s3prl_varan.pretrain.config import HOP, SAMPLE_RATE, WINDOW, BatchConfig, O
 from s3prl_varan.pretrain.export import export_weights
 from s3prl_varan.pretrain.predictor import UnitPredictor, build_wavlm
 from s3prl_varan.pretrain.trainer import Trainer, draw_mask, learning_rate, seed_step
-from s3prl_varan.pretrain.units import layer_features, mfcc_features
+from s3prl_varan.pretrain.units import CONTEXT, layer_features, mfcc_context_features, mfcc_features
 
 SHIPPED = Path(__file__).parents[1] / "s3prl_varan" / "pretrain" / "micro_wavlm.yaml"
 TINY = {
@@ -171,6 +172,37 @@ def test_crops_carry_the_units_of_their_own_frames(audio: list[str], tmp_path: P
         again = sampler.draw(step)
         assert again.wavs.equal(batch.wavs) and again.units.equal(batch.units)
     assert not sampler.draw(0).units.equal(sampler.draw(1).units)
+
+
+def test_a_faster_crop_carries_the_units_of_what_is_heard(tmp_path: Path) -> None:
+    """A steady tone, units that count frames: the pitch heard, over the tone's, is the pace of the units."""
+    time = np.arange(8 * SAMPLE_RATE) / SAMPLE_RATE
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", 0.5 * np.sin(2 * np.pi * 400 * time), SAMPLE_RATE)
+    cache = build_cache([str(tmp_path)], tmp_path / "out", max_piece=15.0)
+    config = BatchConfig(seconds=8.0, crops=[2.0], mix_prob=0.0, valid_share=0.1)
+    sampler = CropSampler(cache, np.arange(cache.frame_offsets[-1]), config, seed=0, speed=0.2)
+    rates = []
+    for step in range(5):
+        batch = sampler.draw(step)
+        for wav, row in zip(batch.wavs, batch.units, strict=True):
+            rates.append(float(row[-1] - row[0]) / (len(row) - 1))
+            pitch = torch.fft.rfft(wav, n=16 * SAMPLE_RATE).abs().argmax() / 16  # Hz
+            assert abs(float(pitch) / 400 - rates[-1]) < 0.01
+            assert len(set(np.searchsorted(cache.frame_offsets, row, side="right"))) == 1, "units of another recording"
+    assert min(rates) < 0.87 and max(rates) > 1.13 and all(0.79 < rate < 1.21 for rate in rates)
+    assert sampler.draw(0, valid=True).units.diff(dim=1).eq(1).all(), "held-out crops keep their speed"
+
+
+def test_mfccs_in_context_ignore_gain_and_join_neighbours() -> None:
+    wav = torch.from_numpy(tone(1.0, 200, 3))
+    found = mfcc_context_features(wav)
+    assert found.shape == (len(mfcc_features(wav)), 13 * (2 * CONTEXT + 1))
+    torch.testing.assert_close(mfcc_context_features(0.3 * wav), found, rtol=1e-2, atol=1e-2)
+    frames = found.view(len(found), 2 * CONTEXT + 1, 13)
+    assert frames[:-1, CONTEXT + 1].equal(frames[1:, CONTEXT])
+    torch.testing.assert_close(frames[:, CONTEXT].mean(0), torch.zeros(13), atol=1e-3, rtol=0)
+    torch.testing.assert_close(frames[:, CONTEXT].std(0), torch.ones(13), atol=1e-2, rtol=0)
 
 
 def test_mixing_adds_another_crop_to_at_most_half() -> None:
@@ -363,3 +395,46 @@ def test_probe_report_marks_the_best_layer(tmp_path: Path) -> None:
     assert "| 0 | 50.0 | **25.0** |\n| 1 | **75.0** |  |" in (tmp_path / "probes.md").read_text()
     assert (tmp_path / "probes.csv").read_text().splitlines()[2] == "emotion,micro,1,0.7500,0.1000"
     assert (tmp_path / "probes.png").read_bytes()[:4] == b"\x89PNG"
+
+
+class OneClip:
+    """Stands in for an upstream: one-hot vectors of what the frame's sound is, after a layer that knows nothing."""
+
+    def __call__(self, wav: torch.Tensor) -> list[torch.Tensor]:
+        sound = wav[: len(wav) // 320 * 320].view(-1, 320)[:-1, 200].long()
+        return [torch.zeros(len(sound), 3) + torch.arange(len(sound))[:, None] % 2, torch.eye(3)[sound]]
+
+
+def test_phone_probe_reads_the_phone_at_the_centre_of_a_frame_and_skips_silence() -> None:
+    from s3prl_varan.pretrain.phones import SILENCE, AlignedClip
+    from s3prl_varan.pretrain.probe import probe_phones
+
+    def clip(seed: int) -> AlignedClip:
+        kinds = np.repeat(np.random.default_rng(seed).integers(0, 3, 40), 10)  # a sound lasts 100 ms
+        wav = torch.from_numpy(np.repeat(kinds, 160).astype(np.float32))
+        return AlignedClip(wav, np.array(["AA", "B", SILENCE])[kinds])
+
+    scores = probe_phones({"toy": OneClip()}, [clip(i) for i in range(4)], [clip(9)])
+    assert [s.layer for s in scores] == [0, 1]
+    assert scores[1].accuracy == 1.0 and scores[0].accuracy < 0.7
+
+
+@pytest.mark.slow
+def test_alignment_gives_the_words_phones_where_they_are_said(shared_dir: Path) -> None:
+    """LibriSpeech: CMUdict's pronunciation in order, and half a second of silence in front moves all by 50 frames."""
+    from itertools import groupby
+
+    from s3prl_varan.data.librispeech import read_split
+    from s3prl_varan.pretrain.phones import SILENCE, align, build_aligner
+
+    pytest.importorskip("pocketsphinx")
+    clips, _ = read_split(shared_dir / "data/librispeech/LibriSpeech/train-mini")
+    clip = next(c for c in clips if c.name == "1998-15444-0007")
+    aligner, wav = build_aligner(), read_audio(clip.path)
+    phones = align(aligner, wav, clip.text)
+    assert phones is not None and len(phones) == len(wav) // 160 + 1
+    said = [phone for word in clip.text.lower().split() for phone in aligner.lookup_word(word).split()]
+    assert [phone for phone, _ in groupby(phones) if phone != SILENCE] == [phone for phone, _ in groupby(said)]
+    later = align(aligner, torch.cat([torch.zeros(8000), wav]), clip.text)
+    assert (later[50 : 50 + len(phones)] == phones).mean() > 0.9
+    assert align(aligner, wav, clip.text + " qwrtzx") is None

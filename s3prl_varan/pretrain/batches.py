@@ -1,5 +1,6 @@
 """Batches of equal-length crops. The batch of a step depends on (seed, step) only, so a resumed run sees the same ones."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,9 @@ def mix_crops(wavs: np.ndarray, prob: float, rng: np.random.Generator) -> np.nda
 class CropSampler:
     """Draws crops of one random length per step: from a folder (by duration ** folder_power), a piece, a start."""
 
-    def __init__(self, cache: AudioCache, units: np.ndarray, config: BatchConfig, seed: int) -> None:
-        """units: [total frames], of all pieces end to end."""
-        self.cache, self.units, self.config, self.seed = cache, units, config, seed
+    def __init__(self, cache: AudioCache, units: np.ndarray, config: BatchConfig, seed: int, speed: float = 0.0) -> None:
+        """units: [total frames], of all pieces end to end. Speed of a crop: from 1 - speed to 1 + speed; held-out crops: 1."""
+        self.cache, self.units, self.config, self.seed, self.speed = cache, units, config, seed, speed
         self.lengths, self.frame_offsets = cache.lengths, cache.frame_offsets
         order = np.random.default_rng(seed).permutation(len(self.lengths))
         held_out = max(1, round(config.valid_share * len(order))) if len(order) > 1 else 0
@@ -58,18 +59,27 @@ class CropSampler:
         rng = np.random.default_rng([self.seed, int(valid), step])
         frames = self._crop_frames(pieces, rng)
         samples = (frames - 1) * HOP + WINDOW
-        usable = pieces[self.lengths[pieces] >= samples]
+        longest = samples if valid else math.ceil(samples * (1 + self.speed))
+        usable = pieces[self.lengths[pieces] >= min(longest, self.lengths[pieces].max())]
         weight = self.lengths[usable] * self.folder_weight[self.cache.folders[usable]]
         count = max(1, int(self.config.seconds * SAMPLE_RATE / HOP) // frames)
         chosen = rng.choice(usable, size=count, p=weight / weight.sum())
-        starts = rng.integers(0, self.cache.frame_counts[chosen] - frames + 1)
-        wavs = np.stack([self._wav(p, s, samples) for p, s in zip(chosen, starts, strict=True)])
+        counts, rates = self.cache.frame_counts[chosen], np.ones(count)
+        if self.speed and not valid:
+            rates = np.minimum(rng.uniform(1 - self.speed, 1 + self.speed, count), self.lengths[chosen] / samples)
+        starts = rng.integers(0, np.maximum(1, counts - np.ceil(frames * rates).astype(int) + 1))
+        wavs = np.stack([self._wav(p, s, samples, r) for p, s, r in zip(chosen, starts, rates, strict=True)])
         wavs = mix_crops(wavs, 0.0 if valid else self.config.mix_prob, rng)
         wavs = (wavs - wavs.mean(1, keepdims=True)) / np.sqrt(wavs.var(1, keepdims=True) + 1e-5)
-        first = self.frame_offsets[chosen] + starts
-        units = self.units[first[:, None] + np.arange(frames)]
+        heard = np.rint(np.arange(frames) * rates[:, None]).astype(int) + starts[:, None]
+        units = self.units[self.frame_offsets[chosen][:, None] + np.minimum(heard, counts[:, None] - 1)]
         return UnitBatch(torch.from_numpy(wavs), torch.from_numpy(units.astype(np.int64)))
 
-    def _wav(self, piece: int, start: int, samples: int) -> np.ndarray:
+    def _wav(self, piece: int, start: int, samples: int, rate: float) -> np.ndarray:
+        """[samples] float32 from frame `start` of a piece on, played `rate` times as fast (linear interpolation)."""
         begin = self.cache.offsets[piece] + start * HOP
-        return self.cache.samples[begin : begin + samples].astype(np.float32) / 32768.0
+        size = samples if rate == 1 else math.ceil(samples * rate)
+        read = self.cache.samples[begin : min(begin + size, self.cache.offsets[piece + 1])].astype(np.float32) / 32768.0
+        if rate == 1:
+            return read
+        return np.interp(np.arange(samples) * rate, np.arange(len(read)), read).astype(np.float32)

@@ -10,6 +10,7 @@ from ..errors import UserError, did_you_mean, problems_error
 SAMPLE_RATE = 16000
 HOP = 320  # samples per frame: the product of the convolutional strides
 WINDOW = 400  # samples one frame sees
+TARGETS = ("mfcc", "mfcc_context", "layer")
 WARM_STARTS = ("no", "all", "cnn")
 
 
@@ -18,7 +19,7 @@ class StageConfig:
     """One round of masked prediction: which features are clustered into units, and for how long to train."""
 
     name: str = ""
-    target: str = "mfcc"  # "mfcc", or "layer": hidden states of the model that the stage before left
+    target: str = "mfcc"  # "mfcc", "mfcc_context", or "layer": hidden states of the model that the stage before left
     layer: int = 0  # for target "layer": 1..encoder_layers, 0 = the encoder's input
     units: int = 100  # clusters of k-means
     steps: int = 1000
@@ -26,6 +27,7 @@ class StageConfig:
     visible_weight: float = 0.0  # share of the loss on frames that are not masked; above 0 short runs learn faster
     below: list[int] = field(default_factory=list)  # layers under the last one that predict the units too
     warm_start: str = "no"  # what to take over from the last stage's model instead of new weights: "all", or the "cnn"
+    speed: float = 0.0  # crops are played faster or slower by up to this share; the units stay those of the original
     muon: bool = False  # Muon for the matrices of the encoder's layers, at twice lr; everything else stays with AdamW
     model: dict[str, Any] = field(default_factory=dict)  # what differs from the run's `model`
 
@@ -108,8 +110,8 @@ def _check(config: PretrainConfig, problems: list[str]) -> None:
     for i, stage in enumerate(config.stages):
         layers = config.stage_model(i).get("encoder_layers", 12)
         where = f"stages[{i}]."
-        if stage.target not in ("mfcc", "layer"):
-            problems.append(f"{where}target: expected mfcc or layer, found {stage.target!r}")
+        if stage.target not in TARGETS:
+            problems.append(f"{where}target: expected {', '.join(TARGETS)}, found {stage.target!r}")
         if stage.warm_start not in WARM_STARTS:
             problems.append(f"{where}warm_start: expected {', '.join(WARM_STARTS)}, found {stage.warm_start!r}")
         if i == 0 and (stage.target == "layer" or stage.warm_start != "no"):
@@ -120,6 +122,8 @@ def _check(config: PretrainConfig, problems: list[str]) -> None:
             problems.append(f"{where}below: expected layers from 1 to {layers - 1}, found {stage.below}")
         if not 0.0 <= stage.visible_weight < 1.0:
             problems.append(f"{where}visible_weight: expected at least 0 and less than 1, found {stage.visible_weight}")
+        if not 0.0 <= stage.speed < 0.5:
+            problems.append(f"{where}speed: expected at least 0 and less than 0.5, found {stage.speed}")
         if stage.units < 2 or stage.steps < 1:
             problems.append(f"{where}units, steps: expected at least 2 units and 1 step")
     batch = config.batch

@@ -16,8 +16,9 @@ from ..errors import UserError
 from ..upstream import Upstream
 from .config import SAMPLE_RATE
 from .frontend import start_from_mel
+from .phones import SILENCE, AlignedClip
 
-MAX_FRAMES = 12_000  # frames a frame-level probe is trained on
+MAX_FRAMES = 20_000  # frames a frame-level probe is trained on
 RIDGE = 0.1  # scikit-learn's C, on standardised inputs; the same everywhere, so that nothing is tuned on test data
 Split = tuple[np.ndarray, np.ndarray]  # indices of the training and of the test examples
 Encoder = Callable[[Tensor], list[Tensor]]  # waveform [num_samples] -> N x [T, D]
@@ -126,37 +127,31 @@ def start_as_pretraining(upstream: Upstream, folder: Path) -> None:
     start_from_mel(expert.model.feature_extractor.conv_layers[0][0], torch.stack(wavs))
 
 
-def teacher_units(teacher: Encoder, layer: int, train: list[Tensor], test: list[Tensor], units: int) -> list[list[np.ndarray]]:
-    """Frame labels from k-means over one layer of a recogniser's encoder, which stand in for phones: [train, test]."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    states = [[teacher(wav)[layer].numpy() for wav in part] for part in (train, test)]
-    table = np.concatenate(states[0])
-    mean, scale = table.mean(0), table.std(0) + 1e-5
-    kmeans = MiniBatchKMeans(units, batch_size=4096, n_init=3, random_state=0).fit((table - mean) / scale)
-    return [[kmeans.predict((rows - mean) / scale) for rows in part] for part in states]
+def normalised(frames: Tensor) -> Tensor:
+    """[T, D]: zero mean and unit variance over the recording, the usual remedy for voice and channel."""
+    return (frames - frames.mean(0)) / (frames.std(0) + 1e-5)
 
 
-def probe_frames(
-    systems: dict[str, Encoder], teacher: Encoder, layer: int, train: list[Tensor], test: list[Tensor], units: int = 50
-) -> list[Score]:
-    """Frame accuracy on the teacher's units: trained on frames of `train`, tested on all of `test`.
+def probe_phones(systems: dict[str, Encoder], train: list[AlignedClip], test: list[AlignedClip]) -> list[Score]:
+    """Frame accuracy on the phones of `test`, silence left out; trained on at most MAX_FRAMES frames of `train`.
 
-    `fbank` gets first and second differences too.
+    Every system is normalised over the recording; log-mel gets first and second differences too.
     """
-    labels = teacher_units(teacher, layer, train, test, units)
-    targets = [label for part in labels for label in part]
     scores = []
     for name, encoder in systems.items():
         rows: list[list[np.ndarray]] = []
-        counts = []
-        for wav, label in zip([*train, *test], targets, strict=True):
-            layers = [with_differences(x) if name == "fbank" else x for x in encoder(wav)]
-            counts.append(min(len(label), len(layers[0])))
-            rows.append([layer[: counts[-1]].float().numpy() for layer in layers])
-        flat = np.concatenate([label[:count] for label, count in zip(targets, counts, strict=True)])
-        border = sum(counts[: len(train)])
+        labels = []
+        for clip in (*train, *test):
+            layers = encoder(clip.wav)
+            if name == "fbank":
+                layers = [with_differences(frames) for frames in layers]
+            phones = clip.frame_phones(len(layers[0]))
+            spoken = phones != SILENCE
+            rows.append([normalised(frames).float().numpy()[spoken] for frames in layers])
+            labels.append(phones[spoken])
+        border = sum(map(len, labels[: len(train)]))
+        flat = np.concatenate(labels)
         chosen = np.random.default_rng(0).permutation(border)[:MAX_FRAMES]
         split = (chosen, np.arange(border, len(flat)))
-        scores += score_layers("units", name, [np.concatenate(x) for x in zip(*rows, strict=True)], flat, [split])
+        scores += score_layers("phones", name, [np.concatenate(x) for x in zip(*rows, strict=True)], flat, [split])
     return scores

@@ -11,7 +11,7 @@ from .probe import Score
 TITLES = {
     "emotion": "emotion (RAVDESS, 7 classes)",
     "speaker": "speaker (RAVDESS, 24 actors)",
-    "units": "phone-like units, by frame",
+    "phones": "phones (LibriSpeech), by frame",
 }
 
 

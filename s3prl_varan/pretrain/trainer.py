@@ -3,6 +3,8 @@
 import math
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from .config import SAMPLE_RATE, OptimConfig, PretrainConfig, StageConfig
 from .curves import draw_curves, keep_until, write_metrics
 from .frontend import start_from_mel
 from .predictor import Prediction, UnitPredictor, build_wavlm
-from .units import build_units
+from .units import build_units, layer_features, mfcc_context_features, mfcc_features
 
 MUON_LR = 2.0  # Muon's learning rate, its update scaled to the size of Adam's, in multiples of the stage's
 
@@ -182,10 +184,15 @@ class Trainer:
     def _run_stage(self, number: int) -> None:
         settings, seed = self.config.stages[number], self.config.seed
         before = self._wavlm_before(number)
-        source = before if settings.target == "layer" else None
-        units = build_units(self.cache, source, settings.layer, settings.units, seed, self._stage_file(number, "units.npy"))
+        extract: Callable[[torch.Tensor], torch.Tensor]
+        if settings.target == "layer":
+            assert before is not None, "load_config refuses this target in the first stage"
+            extract = partial(layer_features, before.eval(), layer=settings.layer)
+        else:
+            extract = {"mfcc": mfcc_features, "mfcc_context": mfcc_context_features}[settings.target]
+        units = build_units(self.cache, extract, settings.units, seed, self._stage_file(number, "units.npy"))
         torch.manual_seed(seed + number)
-        sampler = CropSampler(self.cache, units, self.config.batch, seed + number)
+        sampler = CropSampler(self.cache, units, self.config.batch, seed + number, settings.speed)
         stage = Stage(number, self.config, sampler, self._new_wavlm(number, sampler, before))
         if self.saved is not None and self.saved["stage"] == number:
             stage.load(self.saved)

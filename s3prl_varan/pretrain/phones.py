@@ -1,0 +1,79 @@
+"""Phones of read English by forced alignment with pocketsphinx's US English model: the labels of the frame probe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..data.audio import read_audio
+from ..data.librispeech import read_split
+from ..errors import UserError
+
+SILENCE = "SIL"
+STEP = 160  # samples, 10 ms: the aligner's frames
+
+
+@dataclass
+class AlignedClip:
+    wav: Tensor  # [num_samples], 16 kHz
+    phones: np.ndarray  # [num_samples // STEP + 1] str: ARPAbet without stress, SILENCE between words
+
+    def frame_phones(self, frames: int) -> np.ndarray:
+        """[frames] str: the phone at the centre of each frame of 25 ms every 20 ms, sample 320 t + 200."""
+        centres = (320 * np.arange(frames) + 200) // STEP
+        return self.phones[np.minimum(centres, len(self.phones) - 1)]
+
+
+def build_aligner() -> Any:
+    try:
+        from pocketsphinx import Decoder
+    except ImportError as error:
+        raise UserError('the phone probe aligns with pocketsphinx: pip install -e ".[probe]"') from error
+    return Decoder(lm=None, loglevel="FATAL", bestpath=False)
+
+
+def align(aligner: Any, wav: Tensor, text: str) -> np.ndarray | None:
+    """Phones of wav every 10 ms, [num_samples // STEP + 1] str, or None: a word not in CMUdict, or no path through the clip."""
+    words = text.lower()
+    if any(aligner.lookup_word(word) is None for word in words.split()):
+        return None
+    pcm = (wav.clamp(-1, 1) * 32767).short().numpy().tobytes()
+    try:
+        for prepare in (lambda: aligner.set_align_text(words), aligner.set_alignment):  # the words' place, then the phones'
+            prepare()
+            aligner.start_utt()
+            aligner.process_raw(pcm, full_utt=True)
+            aligner.end_utt()
+        found = aligner.get_alignment()
+    except RuntimeError:
+        return None
+    if found is None:
+        return None
+    phones = np.full(len(wav) // STEP + 1, SILENCE, dtype="<U3")
+    for word in found:
+        for phone in word:
+            if not phone.name.startswith("+"):  # breath and other noises of the model count as silence
+                phones[phone.start : phone.start + phone.duration] = phone.name
+    return phones
+
+
+def aligned_clips(split: Path) -> tuple[list[AlignedClip], int]:
+    """The clips of a folder in LibriSpeech's layout that can be aligned, and how many could not."""
+    from tqdm import tqdm
+
+    utterances, problems = read_split(split)
+    if not utterances:
+        shown = problems[0] if problems else "nothing in it"
+        raise UserError(f"{split}: expected speaker/chapter folders with audio and .trans.txt, as in LibriSpeech ({shown})")
+    aligner = build_aligner()
+    clips = []
+    for utterance in tqdm(utterances, desc=f"aligning {split.name}", unit="clip"):
+        wav = read_audio(utterance.path)
+        phones = align(aligner, wav, utterance.text)
+        if phones is not None:
+            clips.append(AlignedClip(wav, phones))
+    if not clips:
+        raise UserError(f"{split}: not one of {len(utterances)} clips could be aligned; are the texts English words?")
+    return clips, len(utterances) - len(clips)
