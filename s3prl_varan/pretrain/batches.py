@@ -55,31 +55,30 @@ class CropSampler:
         return min(frames, int(self.cache.frame_counts[pieces].max()))
 
     def draw(self, step: int, valid: bool = False) -> UnitBatch:
-        pieces = self.valid if valid and len(self.valid) else self.train
+        pieces, speed = self.valid if valid and len(self.valid) else self.train, 0.0 if valid else self.speed
         rng = np.random.default_rng([self.seed, int(valid), step])
         frames = self._crop_frames(pieces, rng)
         samples = (frames - 1) * HOP + WINDOW
-        longest = samples if valid else math.ceil(samples * (1 + self.speed))
-        usable = pieces[self.lengths[pieces] >= min(longest, self.lengths[pieces].max())]
+        longest = min(math.ceil(samples * (1 + speed)), self.lengths[pieces].max())
+        usable = pieces[self.lengths[pieces] >= longest]
         weight = self.lengths[usable] * self.folder_weight[self.cache.folders[usable]]
         count = max(1, int(self.config.seconds * SAMPLE_RATE / HOP) // frames)
         chosen = rng.choice(usable, size=count, p=weight / weight.sum())
-        counts, rates = self.cache.frame_counts[chosen], np.ones(count)
-        if self.speed and not valid:
-            rates = np.minimum(rng.uniform(1 - self.speed, 1 + self.speed, count), self.lengths[chosen] / samples)
-        starts = rng.integers(0, np.maximum(1, counts - np.ceil(frames * rates).astype(int) + 1))
+        rates = rng.uniform(1 - speed, 1 + speed, count) if speed else np.ones(count)
+        rates = np.minimum(rates, self.lengths[chosen] / samples)  # no faster than the piece is long
+        available = self.cache.frame_counts[chosen]
+        starts = rng.integers(0, np.maximum(1, available - np.ceil(frames * rates).astype(int) + 1))
         wavs = np.stack([self._wav(p, s, samples, r) for p, s, r in zip(chosen, starts, rates, strict=True)])
         wavs = mix_crops(wavs, 0.0 if valid else self.config.mix_prob, rng)
         wavs = (wavs - wavs.mean(1, keepdims=True)) / np.sqrt(wavs.var(1, keepdims=True) + 1e-5)
-        heard = np.rint(np.arange(frames) * rates[:, None]).astype(int) + starts[:, None]
-        units = self.units[self.frame_offsets[chosen][:, None] + np.minimum(heard, counts[:, None] - 1)]
+        heard = starts[:, None] + np.rint(np.arange(frames) * rates[:, None]).astype(int)  # frames of the piece, at its own speed
+        units = self.units[self.frame_offsets[chosen][:, None] + np.minimum(heard, available[:, None] - 1)]
         return UnitBatch(torch.from_numpy(wavs), torch.from_numpy(units.astype(np.int64)))
 
     def _wav(self, piece: int, start: int, samples: int, rate: float) -> np.ndarray:
         """[samples] float32 from frame `start` of a piece on, played `rate` times as fast (linear interpolation)."""
-        begin = self.cache.offsets[piece] + start * HOP
-        size = samples if rate == 1 else math.ceil(samples * rate)
-        read = self.cache.samples[begin : min(begin + size, self.cache.offsets[piece + 1])].astype(np.float32) / 32768.0
+        begin, end = self.cache.offsets[piece] + start * HOP, self.cache.offsets[piece + 1]
+        read = self.cache.samples[begin : min(begin + math.ceil(samples * rate), end)].astype(np.float32) / 32768.0
         if rate == 1:
             return read
         return np.interp(np.arange(samples) * rate, np.arange(len(read)), read).astype(np.float32)

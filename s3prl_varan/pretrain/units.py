@@ -13,8 +13,6 @@ from .audio_cache import AudioCache
 from .config import HOP, SAMPLE_RATE, WINDOW
 
 FIT_FRAMES = 200_000  # frames k-means is fitted on; all frames are assigned
-
-
 CONTEXT = 2  # frames on either side that "mfcc_context" joins with a frame
 
 
