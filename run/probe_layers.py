@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if weights and weights.endswith(".ckpt"):
         export_weights(Path(weights), out / "probed.safetensors")
         weights = str(out / "probed.safetensors")
-    train, test = ([], []) if not args.train_speech else (clips([args.train_speech]), clips(args.test_speech))
+    train, test = clips([args.train_speech] if args.train_speech else []), clips(args.test_speech)
     start = build_upstream("micro_wavlm", model_config=str(CONFIG))
     probe.start_as_pretraining(start, Path(args.ravdess or args.train_speech))
     systems = {

@@ -397,12 +397,10 @@ def test_probe_report_marks_the_best_layer(tmp_path: Path) -> None:
     assert (tmp_path / "probes.png").read_bytes()[:4] == b"\x89PNG"
 
 
-class OneClip:
+def told_sounds(wav: torch.Tensor) -> list[torch.Tensor]:
     """Stands in for an upstream: one-hot vectors of what the frame's sound is, after a layer that knows nothing."""
-
-    def __call__(self, wav: torch.Tensor) -> list[torch.Tensor]:
-        sound = wav[: len(wav) // 320 * 320].view(-1, 320)[:-1, 200].long()
-        return [torch.zeros(len(sound), 3) + torch.arange(len(sound))[:, None] % 2, torch.eye(3)[sound]]
+    sound = wav[: len(wav) // 320 * 320].view(-1, 320)[:-1, 200].long()
+    return [torch.zeros(len(sound), 3) + torch.arange(len(sound))[:, None] % 2, torch.eye(3)[sound]]
 
 
 def test_phone_probe_reads_the_phone_at_the_centre_of_a_frame_and_skips_silence() -> None:
@@ -414,7 +412,7 @@ def test_phone_probe_reads_the_phone_at_the_centre_of_a_frame_and_skips_silence(
         wav = torch.from_numpy(np.repeat(kinds, 160).astype(np.float32))
         return AlignedClip(wav, np.array(["AA", "B", SILENCE])[kinds])
 
-    scores = probe_phones({"toy": OneClip()}, [clip(i) for i in range(4)], [clip(9)])
+    scores = probe_phones({"toy": told_sounds}, [clip(i) for i in range(4)], [clip(9)])
     assert [s.layer for s in scores] == [0, 1]
     assert scores[1].accuracy == 1.0 and scores[0].accuracy < 0.7
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.audio import read_audio
 from ..data.librispeech import read_split
 from ..errors import UserError
+from .config import HOP, WINDOW
 
 SILENCE = "SIL"
 STEP = 160  # samples, 10 ms: the aligner's frames
@@ -21,8 +22,8 @@ class AlignedClip:
     phones: np.ndarray  # [num_samples // STEP + 1] str: ARPAbet without stress, SILENCE between words
 
     def frame_phones(self, frames: int) -> np.ndarray:
-        """[frames] str: the phone at the centre of each frame of 25 ms every 20 ms, sample 320 t + 200."""
-        centres = (320 * np.arange(frames) + 200) // STEP
+        """[frames] str: the phone at the centre of each of the model's frames."""
+        centres = (HOP * np.arange(frames) + WINDOW // 2) // STEP
         return self.phones[np.minimum(centres, len(self.phones) - 1)]
 
 

@@ -17,6 +17,7 @@ from ..upstream import Upstream
 from .config import SAMPLE_RATE
 from .frontend import start_from_mel
 from .phones import SILENCE, AlignedClip
+from .units import with_differences
 
 MAX_FRAMES = 20_000  # frames a frame-level probe is trained on
 RIDGE = 0.1  # scikit-learn's C, on standardised inputs; the same everywhere, so that nothing is tuned on test data
@@ -49,14 +50,6 @@ def log_mel(wav: Tensor) -> list[Tensor]:
 
     mel = torchaudio.compliance.kaldi.fbank(wav[None] * 32768.0, num_mel_bins=80, frame_shift=20.0, dither=0.0)
     return [mel]
-
-
-def with_differences(frames: Tensor) -> Tensor:
-    """[T, D] -> [T, 3 D]: first and second differences appended, as log-mel features are commonly used by frame."""
-    import torchaudio
-
-    delta = torchaudio.functional.compute_deltas(frames.T)
-    return torch.cat([frames, delta.T, torchaudio.functional.compute_deltas(delta).T], dim=1)
 
 
 def linear_accuracy(inputs: np.ndarray, labels: np.ndarray, split: Split) -> float:
@@ -111,8 +104,8 @@ def probe_ravdess(systems: dict[str, Encoder], root: Path) -> list[Score]:
     return scores
 
 
-def read_folder(folder: Path, limit: int | None = None) -> list[Tensor]:
-    """All 16 kHz recordings below `folder`, N x [num_samples], or the first `limit` of them."""
+def read_folder(folder: Path, limit: int) -> list[Tensor]:
+    """The first `limit` 16 kHz recordings below `folder`, N x [num_samples]."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise UserError(f"{folder}: no audio below it")

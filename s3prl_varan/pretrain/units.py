@@ -16,6 +16,14 @@ FIT_FRAMES = 200_000  # frames k-means is fitted on; all frames are assigned
 CONTEXT = 2  # frames on either side that "mfcc_context" joins with a frame
 
 
+def with_differences(frames: Tensor) -> Tensor:
+    """[T, D] -> [T, 3 D]: first and second differences appended, as spectral features are commonly used by frame."""
+    import torchaudio
+
+    delta = torchaudio.functional.compute_deltas(frames.T)
+    return torch.cat([frames, delta.T, torchaudio.functional.compute_deltas(delta).T], dim=1)
+
+
 def mfccs(wav: Tensor) -> Tensor:
     """[samples] -> [T, 13]; frame t covers the samples of the model's frame t."""
     import torchaudio
@@ -28,11 +36,7 @@ def mfccs(wav: Tensor) -> Tensor:
 
 def mfcc_features(wav: Tensor) -> Tensor:
     """[samples] -> [T, 39]: MFCCs, first and second differences."""
-    import torchaudio
-
-    mfcc = mfccs(wav)
-    delta = torchaudio.functional.compute_deltas(mfcc.T)
-    return torch.cat([mfcc, delta.T, torchaudio.functional.compute_deltas(delta).T], dim=1)
+    return with_differences(mfccs(wav))
 
 
 def mfcc_context_features(wav: Tensor) -> Tensor:
