@@ -122,6 +122,15 @@ def test_costs_come_from_finished_cells(tmp_path: Path) -> None:
     assert costs.seconds(cell) == pytest.approx(20.0)
     costs.add(cell.args, 100, 50.0)
     assert costs.seconds(cell) == pytest.approx(100.0)
+    (tmp_path / "early").mkdir()
+    early = {"args": {**cell.args, "lora": True}, "config": cell.config, "steps": 20, "seconds": 4.0}  # of 200 steps
+    (tmp_path / "early" / "result.json").write_text(json.dumps(early))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "result.json").write_text("{}")
+    costs.read(tmp_path)
+    another = fake_cells([2], steps=400)[0]
+    another.args["lora"] = True
+    assert costs.seconds(another) == pytest.approx(8.0)
     assert [readable_time(value) for value in (None, 12, 240, 12000)] == ["?", "12 s", "4 min", "3 h 20 min"]
 
 

@@ -123,7 +123,10 @@ def varied_settings(cells: list[PlannedCell]) -> dict[str, dict[str, Any]]:
 
 
 class Costs:
-    """What cells took, and so will take: seconds per step of the same upstream, featurizer and tuning, else of any."""
+    """What cells took, and so will take: seconds per planned step of the same upstream, featurizer and tuning, else of any.
+
+    Planned, not trained: cells that early stopping ended at half of total_steps let the others be expected to end there too.
+    """
 
     def __init__(self) -> None:
         self.rates: dict[tuple, list[float]] = defaultdict(list)
@@ -133,12 +136,12 @@ class Costs:
         for path in sorted(folder.glob("*/result.json")):
             try:
                 result = json.loads(path.read_text(encoding="utf-8"))
-                self.add(result["args"], result["steps"], result["seconds"])
+                self.add(result["args"], result["config"]["runner"]["total_steps"], result["seconds"])
             except (ValueError, KeyError, TypeError):
                 continue
 
     def add(self, args: dict[str, Any], steps: int, seconds: float) -> None:
-        """One finished cell."""
+        """One finished cell, planned for `steps`."""
         self.rates[_kind(args)].append(seconds / max(1, steps))
 
     def seconds(self, cell: PlannedCell) -> float | None:
