@@ -8,6 +8,7 @@ import random
 import sys
 import warnings
 from argparse import Namespace
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def restored_args(args: Namespace, payload: dict[str, Any], source: Path) -> Nam
         for name in args.given
         if name in stored and name not in (*CALL_FLAGS, "expdir", "cache_gb") and stored[name] != getattr(args, name)
     ]
+    if "config" in clash and _same_config(args, payload):
+        clash.remove("config")
     if clash:
         listed = ", ".join(f"--{name} (there {stored[name]!r}, here {getattr(args, name)!r})" for name in clash)
         raise UserError(f"{source} was made with other flags: {listed}. Leave them out, or override with -o args.NAME=VALUE.")
@@ -140,6 +143,14 @@ def restored_args(args: Namespace, payload: dict[str, Any], source: Path) -> Nam
     restored = Namespace(**{**vars(args), **{name: value for name, value in stored.items() if name not in CALL_FLAGS}})
     restored.expdir = expdir
     return restored
+
+
+def _same_config(args: Namespace, payload: dict[str, Any]) -> bool:
+    """Does -c, a path other than the checkpoint's, say what it was made with? This call's -o may change both."""
+    given, stored = configs.read_config(configs.config_path(args.downstream, "", args.config)), deepcopy(payload["Config"])
+    for raw in (given, stored):
+        apply_overrides(Namespace(**{**vars(args), "downstream": payload["Args"]["downstream"]}), raw)
+    return given == stored
 
 
 def apply_overrides(args: Namespace, raw: dict[str, Any]) -> None:

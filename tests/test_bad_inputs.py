@@ -138,6 +138,21 @@ def test_another_upstream_than_the_checkpoint_needs(emotion_args, tmp_path, caps
     assert "made with other flags" in refused(["-m", "evaluate", "-e", folder, "-f", "last_layer"], capsys)
 
 
+def test_a_config_may_move_but_not_change_before_a_run_goes_on(emotion_args, tmp_path, capsys):
+    shipped = Path(__file__).parents[1] / "downstream_configs" / "emotion" / "varan.yaml"
+    here, moved, folder = tmp_path / "here.yaml", tmp_path / "moved.yaml", tmp_path / "exp"
+    here.write_text(shipped.read_text())
+    moved.write_text("# the same keys\n" + shipped.read_text())
+    steps = {"config.runner.total_steps": 2, "config.runner.early_stop": 3}
+    assert main([str(a) for a in emotion_args("varan", "-p", folder, "-c", here, **steps)]) == 0
+    here.unlink()
+    assert main([str(a) for a in emotion_args("varan", "-p", folder, "-c", moved, "-a", **steps)]) == 0
+    moved.write_text(shipped.read_text().replace("kl_beta: 1.0", "kl_beta: 0.5"))
+    err = refused(emotion_args("varan", "-p", folder, "-c", moved, "-a", **steps), capsys)
+    assert "made with other flags" in err and str(here) in err
+    assert "no config file" in refused(emotion_args("varan", "-p", folder, "-c", tmp_path / "none.yaml", "-a", **steps), capsys)
+
+
 def test_damaged_checkpoint(emotion_args, tmp_path, capsys):
     folder = tmp_path / "exp"
     assert main([str(a) for a in emotion_args("varan", "-p", folder, **{"config.runner.total_steps": 2})]) == 0
