@@ -147,9 +147,11 @@ def restored_args(args: Namespace, payload: dict[str, Any], source: Path) -> Nam
 
 def _same_config(args: Namespace, payload: dict[str, Any]) -> bool:
     """Does -c, a path other than the checkpoint's, say what it was made with? This call's -o may change both."""
-    given, stored = configs.read_config(configs.config_path(args.downstream, "", args.config)), deepcopy(payload["Config"])
+    flags = Namespace(**{**vars(args), "downstream": payload["Args"]["downstream"]})
+    path = configs.config_path(flags.downstream, payload["Args"]["featurizer"], args.config)
+    given, stored = configs.read_config(path), deepcopy(payload["Config"])
     for raw in (given, stored):
-        apply_overrides(Namespace(**{**vars(args), "downstream": payload["Args"]["downstream"]}), raw)
+        apply_overrides(flags, raw)
     return given == stored
 
 

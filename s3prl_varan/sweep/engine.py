@@ -13,7 +13,7 @@ from typing import Any
 from optuna.trial import Trial
 from tqdm import tqdm
 
-from s3prl_varan.sweep.plan import Costs, PlannedCell, readable_time, varied_settings
+from s3prl_varan.sweep.plan import Costs, PlannedCell, planned_steps, readable_time, varied_settings
 from s3prl_varan.sweep.study import SharedStudy
 from s3prl_varan.sweep.worker import ENTRY, Child, Outcome, Worker, child_environment
 
@@ -106,8 +106,7 @@ class Engine:
         """Called by the workers."""
         self.ran += outcome.seconds > 0
         if outcome.end == "done" and outcome.seconds:
-            steps = (cell.config.get("runner") or {}).get("total_steps", 1)
-            self.costs.add(cell.args, steps, outcome.seconds)
+            self.costs.add(cell.args, planned_steps(cell.config), outcome.seconds)
         if outcome.seconds or outcome.end not in ("done", "interrupted"):
             figure = f" dev {cell.metric} {outcome.dev:.2f}" if outcome.dev is not None else ""
             first = f" ({outcome.message.splitlines()[0]})" if outcome.message else ""

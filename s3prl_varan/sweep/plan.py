@@ -9,7 +9,7 @@ from typing import Any
 
 from s3prl_varan.cli import parse_args
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.options import CALL_FLAGS
+from s3prl_varan.options import CALL_FLAGS, RunnerOptions
 from s3prl_varan.sweep.files import write_atomic
 from s3prl_varan.sweep.settings import cell_id
 from s3prl_varan.sweep.spec import Spec, expand
@@ -122,6 +122,11 @@ def varied_settings(cells: list[PlannedCell]) -> dict[str, dict[str, Any]]:
     return {cell.id: {key: cell.settings[key] for key in differing if key in cell.settings} for cell in cells}
 
 
+def planned_steps(config: dict[str, Any]) -> int:
+    """The optimizer steps a run of this config has at most."""
+    return int((config.get("runner") or {}).get("total_steps", RunnerOptions.total_steps))
+
+
 class Costs:
     """What cells took, and so will take: seconds per planned step of the same upstream, featurizer and tuning, else of any.
 
@@ -136,8 +141,8 @@ class Costs:
         for path in sorted(folder.glob("*/result.json")):
             try:
                 result = json.loads(path.read_text(encoding="utf-8"))
-                self.add(result["args"], result["config"]["runner"]["total_steps"], result["seconds"])
-            except (ValueError, KeyError, TypeError):
+                self.add(result["args"], planned_steps(result["config"]), result["seconds"])
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
     def add(self, args: dict[str, Any], steps: int, seconds: float) -> None:
@@ -147,8 +152,7 @@ class Costs:
     def seconds(self, cell: PlannedCell) -> float | None:
         """Estimate of a cell; None while nothing is known."""
         rates = self.rates.get(_kind(cell.args)) or [rate for group in self.rates.values() for rate in group]
-        steps = (cell.config.get("runner") or {}).get("total_steps", 1)
-        return statistics.median(rates) * steps if rates else None
+        return statistics.median(rates) * planned_steps(cell.config) if rates else None
 
 
 def _kind(args: dict[str, Any]) -> tuple:

@@ -18,7 +18,7 @@ from optuna.trial import Trial, TrialState
 from s3prl_varan.errors import UserError
 from s3prl_varan.report.cells import STATUS, read_metrics
 from s3prl_varan.sweep.files import write_atomic
-from s3prl_varan.sweep.plan import PlannedCell
+from s3prl_varan.sweep.plan import PlannedCell, planned_steps
 from s3prl_varan.sweep.study import SharedStudy
 
 TICK = 0.2  # seconds between looks at a running cell
@@ -212,7 +212,7 @@ class Worker(threading.Thread):
 
     def _poor(self, cell: PlannedCell, trial: Trial, folder: Path, before: list[float]) -> bool:
         """Report the dev figures so far to the study and ask its pruner. A trial's cells count on one axis of steps."""
-        total = int((cell.config.get("runner") or {}).get("total_steps", 0))
+        total = planned_steps(cell.config)
         if trial.number not in self.reported:
             self.reported = {trial.number: set()}
         known = self.reported[trial.number]
