@@ -104,7 +104,6 @@ class RunnerOptions:
     precision: str = "fp32"  # fp32 | bf16 | fp16; losses, softmax over layers and KL stay in float32
     compile: bool = False  # torch.compile of upstream layers, posterior and linear heads; minutes at the start
     early_stop: int = 0  # stop after so many evaluations without a new best on dev; 0 = off
-    min_steps: int = 0  # early_stop ends nothing before this step: a slow learner's dev curve has flat places on its way up
     batch_by_length: bool = False  # batches of clips of similar length: less padding
     batch_seconds: float | None = None  # with batch_by_length: batch size by padded seconds instead of the expert's number
 

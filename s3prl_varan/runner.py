@@ -103,7 +103,7 @@ class Runner:
         )
         records: dict[str, list] = defaultdict(list)
         losses: list[dict[str, Tensor]] = []
-        while step < options.total_steps and not self._flat(best, step):
+        while step < options.total_steps and not self._flat(best):
             if not self.model.training:
                 self.model.train()
             losses.append(self._step(wrapped, optimizer, scheduler, stream, records, step))
@@ -115,7 +115,7 @@ class Runner:
             last = step == options.total_steps
             if step % options.eval_step == 0 or last:
                 self._evaluate_during_training(step, best, bar)
-            if step % options.save_step == 0 or last or self._flat(best, step):
+            if step % options.save_step == 0 or last or self._flat(best):
                 self._save_states(step, best, optimizer, scheduler)
         bar.close()
         if self.writer:
@@ -185,10 +185,10 @@ class Runner:
         device = "cpu" if self.model.cached_encoder is not None else self.device  # a cache looks at the samples first
         return [torch.as_tensor(wav, dtype=torch.float32).to(device, non_blocking=True) for wav in wavs]
 
-    def _flat(self, best: Best, step: int) -> bool:
+    def _flat(self, best: Best) -> bool:
         """Has dev stopped improving?"""
-        options = self.config.runner
-        return 0 < options.early_stop <= best.evaluations_since and step >= options.min_steps
+        patience = self.config.runner.early_stop
+        return patience > 0 and best.evaluations_since >= patience
 
     def _log_training(self, step: int, records: dict, losses: list[dict[str, Tensor]], optimizer: Any, bar: tqdm) -> None:
         means = {name: float(torch.stack([terms[name] for terms in losses]).mean()) for name in losses[0]}

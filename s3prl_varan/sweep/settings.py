@@ -44,8 +44,6 @@ def relevant_settings(args: dict[str, Any], config: dict[str, Any]) -> dict[str,
     sections = {name: {**(asdict(typed[name]()) if name in typed else {}), **(config.get(name) or {})} for name in wanted}
     flat = dict(_flatten({name: section for name, section in sections.items() if section}))
     unread = {*PLACE_KEYS, *_unread_head_keys(featurizer, sections[featurizer])}
-    if not flat["runner.early_stop"] or not flat["runner.min_steps"]:
-        unread.add("runner.min_steps")
     if not trained:
         unread.add("optimizer.upstream_lr")
     if featurizer in ("last_layer", "layer"):
