@@ -103,9 +103,9 @@ class Runner:
         )
         records: dict[str, list] = defaultdict(list)
         losses: list[dict[str, Tensor]] = []
+        # Unconditionally: `training` is True in a new module whose upstream was put in eval mode by its probe.
+        self.model.train()
         while step < options.total_steps and not self._flat(best):
-            if not self.model.training:
-                self.model.train()
             losses.append(self._step(wrapped, optimizer, scheduler, stream, records, step))
             step += 1
             bar.update()
@@ -115,6 +115,7 @@ class Runner:
             last = step == options.total_steps
             if step % options.eval_step == 0 or last:
                 self._evaluate_during_training(step, best, bar)
+                self.model.train()
             if step % options.save_step == 0 or last or self._flat(best):
                 self._save_states(step, best, optimizer, scheduler)
         bar.close()
