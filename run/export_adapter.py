@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, export, print. Returns the exit status: 2 for a mistake in the input."""
     args = build_parser().parse_args(argv)
     try:
+        from s3prl_varan.app.export import export_experiment
         from s3prl_varan.compat import patch_torchaudio
-        from s3prl_varan.export import export_experiment
 
         patch_torchaudio()
         path = export_experiment(

@@ -70,25 +70,25 @@ def build_parser() -> argparse.ArgumentParser:
 def prepare(args: argparse.Namespace) -> object:
     """Run the chosen preparation; the result prints as its summary."""
     if args.corpus == "iemocap":
-        from s3prl_varan.data.iemocap import prepare_iemocap
+        from s3prl_varan.corpora.iemocap import prepare_iemocap
 
         return prepare_iemocap(args.root, args.out, skip_bad=args.skip_bad)
     if args.corpus == "librispeech":
-        from s3prl_varan.data.librispeech import prepare_librispeech
+        from s3prl_varan.corpora.librispeech import prepare_librispeech
 
         decode = not args.headers_only
         options = {"skip_bad": args.skip_bad, "build_dict": args.build_dict, "decode": decode}
         return prepare_librispeech(args.root, args.out, args.splits, **options)
     if args.corpus == "manifest":
-        from s3prl_varan.data.manifest import prepare_manifest
+        from s3prl_varan.corpora.manifest import prepare_manifest
 
         options = {key: value for key, value in vars(args).items() if key not in ("corpus", "manifest", "out")}
         return prepare_manifest(args.manifest, args.out, **options)
     if args.corpus == "synthetic":
-        from s3prl_varan.data.synthetic import synthesise_corpus
+        from s3prl_varan.corpora.synthetic import synthesise_corpus
 
         synthesise_corpus(args.root, actors=args.actors, repetitions=args.repetitions, seed=args.seed)
-    from s3prl_varan.data.ravdess import prepare_ravdess
+    from s3prl_varan.corpora.ravdess import prepare_ravdess
 
     return prepare_ravdess(args.root, args.out, skip_bad=args.skip_bad)
 

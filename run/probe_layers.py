@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from s3prl_varan.pretrain import probe
     from s3prl_varan.pretrain.export import export_weights
     from s3prl_varan.pretrain.probe_report import markdown, write_report
-    from s3prl_varan.upstream import build_upstream
-    from s3prl_varan.upstreams.micro_wavlm import CONFIG
+    from s3prl_varan.upstream.micro_wavlm import CONFIG
+    from s3prl_varan.upstream.wrapper import build_upstream
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 try:
-    from s3prl_varan.cli import main
+    from s3prl_varan.app.cli import main
 except ModuleNotFoundError:  # a clone that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from s3prl_varan.cli import main
+    from s3prl_varan.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,15 +7,15 @@ downstream.py (heads.py, objective.py) -> metrics.py; runner.py drives it, exper
 import importlib
 
 _PUBLIC = {
-    "layer_prior": "priors",
-    "LayerPosterior": "posterior",
-    "masked_mean": "posterior",
-    "elbo": "objective",
-    "aggregate_log_probs": "objective",
-    "register_featurizer": "featurizers",
-    "Featurizer": "featurizers",
-    "build_featurizer": "featurizers",
-    "build_upstream": "upstream",
+    "layer_prior": "featurizers.priors",
+    "LayerPosterior": "featurizers.posterior",
+    "masked_mean": "features.pooling",
+    "elbo": "layerwise.objective",
+    "aggregate_log_probs": "layerwise.objective",
+    "register_featurizer": "featurizers.registry",
+    "Featurizer": "featurizers.registry",
+    "build_featurizer": "featurizers.registry",
+    "build_upstream": "upstream.wrapper",
     "UserError": "errors",
 }
 __all__ = list(_PUBLIC)

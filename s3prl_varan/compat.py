@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import UserError
+from s3prl_varan.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from s3prl_varan.downstream import LayerwiseDownstream, Prediction
-from s3prl_varan.features import LayerFeatures, LayerStack, stack_layers
-from s3prl_varan.featurizers import Featurizer
-from s3prl_varan.upstream import Upstream
+from s3prl_varan.features.stack import LayerFeatures, LayerStack, stack_layers
+from s3prl_varan.featurizers.registry import Featurizer
+from s3prl_varan.layerwise.downstream import LayerwiseDownstream, Prediction
+from s3prl_varan.upstream.wrapper import Upstream
 
 Encoder = Callable[[list[Tensor]], LayerStack]
 

@@ -34,7 +34,7 @@ def tone_corpus(tmp_path_factory) -> Path:
     import numpy as np
     import soundfile
 
-    from s3prl_varan.data.ravdess import prepare_ravdess
+    from s3prl_varan.corpora.ravdess import prepare_ravdess
 
     root = tmp_path_factory.mktemp("tones")
     generator = np.random.default_rng(0)

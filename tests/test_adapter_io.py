@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_families import FAMILIES, make_checkpoint, noise, tiny_upstream
 
-from s3prl_varan.adapter_io import check_upstream, load_adapter, read_adapter, write_adapter
 from s3prl_varan.errors import UserError
-from s3prl_varan.lora import LoraDelta, LoraOptions, apply_lora, lora_report, lora_state_dict
-from s3prl_varan.merged import export_merged
-from s3prl_varan.upstream import build_upstream
+from s3prl_varan.tuning.adapters import check_upstream, load_adapter, read_adapter, write_adapter
+from s3prl_varan.tuning.lora import LoraDelta, LoraOptions, apply_lora, lora_report, lora_state_dict
+from s3prl_varan.tuning.merging import export_merged
+from s3prl_varan.upstream.wrapper import build_upstream
 
 ON_DISK = [family for family in FAMILIES if family != "torch"]
 HUGGING_FACE = ["whisper", "hf_hubert_custom", "hf_wav2vec2_custom"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_varan.asr_bigram import bigram_arpa, main
-from s3prl_varan.asr_decode import arpa_words
+from s3prl_varan.tasks.asr.bigram import bigram_arpa, main
+from s3prl_varan.tasks.asr.decode import arpa_words
 
 TEXTS = ["THE CAT SAT", "THE CAT", "THE DOG SAT", "A DOG"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from s3prl_varan.cli import main
+from s3prl_varan.app.cli import main
 
 TINY_FILE = TINY.rpartition(":")[0]
 

@@ -11,10 +11,10 @@ from s3prl_varan.benchmark.cases import CLASSES, SYMBOLS, WIDTH, StubExpert, lab
 from s3prl_varan.benchmark.cli import main
 from s3prl_varan.benchmark.measure import in_turns, ratio
 from s3prl_varan.benchmark.plain import PlainVaran
-from s3prl_varan.downstream import adapt_expert
-from s3prl_varan.features import stack_layers
-from s3prl_varan.featurizers import build_featurizer
-from s3prl_varan.options import VaranOptions
+from s3prl_varan.config.options import VaranOptions
+from s3prl_varan.features.stack import stack_layers
+from s3prl_varan.featurizers.registry import build_featurizer
+from s3prl_varan.layerwise.downstream import adapt_expert
 
 
 @pytest.mark.parametrize("pool_first", [False, True])

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_varan.cache import FeatureCache
-from s3prl_varan.cache_tool import main as cache_main
-from s3prl_varan.cli import main
-from s3prl_varan.clip_keys import clip_key
+from s3prl_varan.app.cache_tool import main as cache_main
+from s3prl_varan.app.cli import main
 from s3prl_varan.errors import UserError
-from s3prl_varan.features import stack_layers
-from s3prl_varan.segments import ALIGN, HEADER_BYTES, SegmentStore
-from s3prl_varan.upstream import build_upstream
+from s3prl_varan.features.cache import FeatureCache
+from s3prl_varan.features.clip_keys import clip_key
+from s3prl_varan.features.stack import stack_layers
+from s3prl_varan.features.store import ALIGN, HEADER_BYTES, SegmentStore
+from s3prl_varan.upstream.wrapper import build_upstream
 
 TINY = f"{Path(__file__).parent / 'tiny_expert.py'}:tiny"
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
         real(fd, bytes(data)[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("s3prl_varan.segments.os.write", fills_up)
+    monkeypatch.setattr("s3prl_varan.features.store.os.write", fills_up)
     with pytest.raises(OSError, match="No space"):
         store.put(_key(1), _array(1), 3)
     monkeypatch.undo()
@@ -197,7 +197,7 @@ def test_every_sample_counts(upstream):
 
 def test_values_beyond_half_precision_are_kept(tmp_path, upstream, monkeypatch):
     monkeypatch.setattr(
-        "s3prl_varan.cache.stack_layers", lambda layers, *a, **k: stack_layers([1e6 * x for x in layers], *a, **k)
+        "s3prl_varan.features.cache.stack_layers", lambda layers, *a, **k: stack_layers([1e6 * x for x in layers], *a, **k)
     )
     wavs = _clips(2)
     cache = FeatureCache(tmp_path, upstream, pooled=False)
@@ -387,7 +387,7 @@ def test_records_are_aligned_for_views(tmp_path):
 def test_a_clip_is_hashed_once_and_again_when_it_changes(monkeypatch):
     import numpy as np
 
-    from s3prl_varan import clip_keys
+    from s3prl_varan.features import clip_keys
 
     calls = []
     monkeypatch.setattr(clip_keys, "clip_key", lambda wav, real=clip_keys.clip_key: calls.append(1) or real(wav))

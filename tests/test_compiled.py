@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from s3prl_varan.app.cli import main
 from s3prl_varan.benchmark.cases import Case, Step, build_step, tuned_upstream
-from s3prl_varan.cli import main
-from s3prl_varan.compiled import check_compiler, compile_model
 from s3prl_varan.errors import UserError
-from s3prl_varan.upstream_modes import set_train_modes
+from s3prl_varan.training.compiled import check_compiler, compile_model
+from s3prl_varan.tuning.modes import set_train_modes
 
 
 @pytest.fixture

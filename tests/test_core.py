@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from s3prl_varan import LayerPosterior, UserError, aggregate_log_probs, elbo, layer_prior, masked_mean
-from s3prl_varan.heads import ExpertHeads, LinearHeads
-from s3prl_varan.options import PRIORS
-from s3prl_varan.posterior import num_attention_heads
+from s3prl_varan.config.options import PRIORS
+from s3prl_varan.featurizers.posterior import num_attention_heads
+from s3prl_varan.layerwise.heads import ExpertHeads, LinearHeads
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from s3prl_varan.ctc import greedy_labels, select_sequence
-from s3prl_varan.downstream import adapt_expert
+from s3prl_varan.config.options import VaranOptions
 from s3prl_varan.errors import UserError
-from s3prl_varan.objective import aggregate_log_probs
-from s3prl_varan.options import VaranOptions
+from s3prl_varan.layerwise.ctc import greedy_labels, select_sequence
+from s3prl_varan.layerwise.downstream import adapt_expert
+from s3prl_varan.layerwise.objective import aggregate_log_probs
 
 BLANK, A, B = 0, 1, 2
 

@@ -15,7 +15,8 @@ import pytest
 import soundfile
 import torch
 
-from s3prl_varan.data import audio, dictionary, iemocap, librispeech, manifest, metadata, ravdess, synthetic
+from s3prl_varan import audio
+from s3prl_varan.corpora import dictionary, iemocap, librispeech, manifest, metadata, ravdess, synthetic
 from s3prl_varan.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run" / "prepare_data.py"

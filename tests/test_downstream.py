@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from s3prl_varan import UserError
-from s3prl_varan.downstream import adapt_expert, softmax_probs
-from s3prl_varan.features import LayerFeatures
-from s3prl_varan.options import HeadOptions, VaranOptions
+from s3prl_varan.config.options import HeadOptions, VaranOptions
+from s3prl_varan.features.stack import LayerFeatures
+from s3prl_varan.layerwise.downstream import adapt_expert, softmax_probs
 
 DIM, CLASSES = 12, 6
 
@@ -94,7 +94,7 @@ def test_prediction_without_labels_is_the_training_prediction():
 
 
 def test_pooled_features_give_what_all_frames_give():
-    from s3prl_varan.posterior import masked_mean
+    from s3prl_varan.features.pooling import masked_mean
 
     adapted = adapt_expert("emotion", EmotionLike(), DIM, 4, VaranOptions()).eval()
     assert adapted.pooled

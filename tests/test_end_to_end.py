@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from s3prl_varan.cli import main
+from s3prl_varan.app.cli import main
 
 
 def run(args, capsys, expect=0):

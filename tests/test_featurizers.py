@@ -5,9 +5,9 @@ import torch
 from conftest import TINY
 
 from s3prl_varan import UserError, build_featurizer, build_upstream, register_featurizer
-from s3prl_varan.features import LayerStack, stack_layers
-from s3prl_varan.featurizers import FEATURIZERS, SingleLayer, featurizer_class
-from s3prl_varan.options import FEATURIZER_OPTIONS, HeadOptions
+from s3prl_varan.config.options import FEATURIZER_OPTIONS, HeadOptions
+from s3prl_varan.features.stack import LayerStack, stack_layers
+from s3prl_varan.featurizers.registry import FEATURIZERS, SingleLayer, featurizer_class
 
 
 @pytest.mark.parametrize("normalize", [False, True])

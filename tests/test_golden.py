@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from s3prl_varan import LayerPosterior, aggregate_log_probs, elbo, layer_prior, masked_mean
-from s3prl_varan.downstream import layerwise_ctc
-from s3prl_varan.features import stack_layers
-from s3prl_varan.featurizers import Varan
-from s3prl_varan.heads import LinearHeads
+from s3prl_varan.features.stack import stack_layers
+from s3prl_varan.featurizers.registry import Varan
+from s3prl_varan.layerwise.downstream import layerwise_ctc
+from s3prl_varan.layerwise.heads import LinearHeads
 
 GOLDEN = Path(__file__).parent / "golden"
 BETA = 0.05

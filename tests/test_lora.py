@@ -9,7 +9,8 @@ from tiny_families import FAMILIES, TorchExpert, noise, tiny_upstream
 from torch import nn
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.lora import (
+from s3prl_varan.training.parameter_table import format_parameter_table, parameter_table
+from s3prl_varan.tuning.lora import (
     LoraDelta,
     LoraOptions,
     apply_lora,
@@ -19,14 +20,13 @@ from s3prl_varan.lora import (
     merge_lora,
     merged_state_dict,
 )
-from s3prl_varan.lora_targets import find_targets, name_patterns, transformer_layers
-from s3prl_varan.parameters import format_parameter_table, parameter_table
-from s3prl_varan.upstream_modes import (
+from s3prl_varan.tuning.modes import (
     disable_layerdrop,
     enable_gradient_checkpointing,
     set_cnn_training,
     set_train_modes,
 )
+from s3prl_varan.tuning.targets import find_targets, name_patterns, transformer_layers
 
 PER_LAYER = {"ffn": 2, "attention": 4, "all": 6}
 PER_LAYER_OF = {"torch": {"ffn": 2, "attention": 2, "all": 4}, "wav2vec2_local conformer": {"ffn": 4, "attention": 4, "all": 8}}
@@ -395,7 +395,7 @@ def test_a_wavlm_base_takes_a_lora_step_within_memory():
     """12 x 768 with random weights; a step must stay well below the gradients and moments of full fine-tuning."""
     import resource
 
-    from s3prl_varan.upstreams.micro_wavlm import build_wavlm
+    from s3prl_varan.upstream.micro_wavlm import build_wavlm
 
     upstream = build_wavlm({"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,7 +10,7 @@ import soundfile
 import torch
 import yaml
 
-from s3prl_varan.data.audio import read_audio
+from s3prl_varan.audio import read_audio
 from s3prl_varan.errors import UserError
 from s3prl_varan.pretrain.audio_cache import build_cache
 from s3prl_varan.pretrain.batches import CropSampler, mix_crops
@@ -124,7 +124,7 @@ def test_a_finished_folder_is_not_overwritten(audio: list[str], finished: Path, 
 
 
 def test_export_loads_as_micro_wavlm(finished: Path, tmp_path: Path) -> None:
-    from s3prl_varan.upstreams.micro_wavlm import micro_wavlm
+    from s3prl_varan.upstream.micro_wavlm import micro_wavlm
 
     weights = tmp_path / "weights.safetensors"
     digest = export_weights(finished / "layer.ckpt", weights)
@@ -312,7 +312,7 @@ def test_learning_rate_rises_then_falls() -> None:
 def test_shipped_configuration_matches_the_shipped_model() -> None:
     from s3prl.upstream.wavlm.WavLM import WavLMConfig
 
-    from s3prl_varan.upstreams.micro_wavlm import CONFIG
+    from s3prl_varan.upstream.micro_wavlm import CONFIG
 
     training = load_config(SHIPPED)
     served = yaml.safe_load(CONFIG.read_text())["model"]
@@ -422,7 +422,7 @@ def test_alignment_gives_the_words_phones_where_they_are_said(shared_dir: Path) 
     """LibriSpeech: CMUdict's pronunciation in order, and half a second of silence in front moves all by 50 frames."""
     from itertools import groupby
 
-    from s3prl_varan.data.librispeech import read_split
+    from s3prl_varan.corpora.librispeech import read_split
     from s3prl_varan.pretrain.phones import SILENCE, align, build_aligner
 
     pytest.importorskip("pocketsphinx")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from s3prl_varan.cli import main
-from s3prl_varan.data.ravdess import prepare_ravdess
+from s3prl_varan.app.cli import main
+from s3prl_varan.corpora.ravdess import prepare_ravdess
 
 
 @pytest.fixture(scope="module")

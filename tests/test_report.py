@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from s3prl_varan.config.identity import cell_id, relevant_settings
 from s3prl_varan.errors import UserError
 from s3prl_varan.report.cells import find_cells
 from s3prl_varan.report.cli import main
 from s3prl_varan.report.figures import all_pictures
 from s3prl_varan.report.table import build_rows, leaderboard, paired_difference, short_names
-from s3prl_varan.sweep.settings import cell_id, relevant_settings
 
 CLASSES = ["angry", "calm", "happy"]
 

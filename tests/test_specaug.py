@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3prl_varan.config import build_options
+from s3prl_varan.config.reading import build_options
 from s3prl_varan.errors import UserError
-from s3prl_varan.features import LayerFeatures
-from s3prl_varan.specaug import SpecAugment, SpecAugOptions, build_specaug, draw_masks, draw_warps, warp_time
+from s3prl_varan.features.specaug import SpecAugment, SpecAugOptions, build_specaug, draw_masks, draw_warps, warp_time
+from s3prl_varan.features.stack import LayerFeatures
 
 MASKS_ONLY = {"apply_time_warp": False}
 

@@ -94,8 +94,8 @@ def test_set_replaces_a_key_everywhere(tmp_path: Path) -> None:
 
 
 def test_command_line_carries_values_exactly() -> None:
-    from s3prl_varan.cli import parse_args
-    from s3prl_varan.config import split_override
+    from s3prl_varan.app.cli import parse_args
+    from s3prl_varan.config.reading import split_override
 
     settings = {"upstream": "a b", "lora": True, "upstream_trainable": False, "upstream_ckpt": None, "seed": 3}
     config = {"config.optimizer.lr": 1e-5, "config.varan.layers": [1, 2], "config.varan.nll": None, "config.varan.prior": "chi2"}
@@ -431,7 +431,7 @@ def test_worker_command_is_complete(tone_sweep: Path, tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 def test_all_folds_in_one_command(emotion_args, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from s3prl_varan.cli import main
+    from s3prl_varan.app.cli import main
 
     overrides = {"config.runner.total_steps": 10, "config.runner.eval_step": 10}
     argv = [str(flag) for flag in emotion_args("weighted_sum", "-p", str(tmp_path / "exp"), **overrides)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_expert import UpstreamExpert
 
-from s3prl_varan.cli import main
+from s3prl_varan.app.cli import main
 from s3prl_varan.model import SpeechModel
 
 DROPPING = f"{Path(__file__)}:dropping"

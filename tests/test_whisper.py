@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.upstream import build_upstream
-from s3prl_varan.upstreams.whisper import LogMel, whisper
+from s3prl_varan.upstream.whisper import LogMel, whisper
+from s3prl_varan.upstream.wrapper import build_upstream
 
 TINY = {
     "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 32,

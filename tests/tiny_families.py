@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from s3prl_varan.upstream import Upstream, build_upstream
+from s3prl_varan.upstream.wrapper import Upstream, build_upstream
 
 DIM, FFN, LAYERS, HEADS = 32, 64, 3, 4
 CONV = "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2"

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from s3prl_varan.benchmark.plain import PlainVaran
 from s3prl_varan.benchmark.upstreams import GEOMETRIES
-from s3prl_varan.compiled import compile_model
-from s3prl_varan.downstream import adapt_expert
-from s3prl_varan.featurizers import build_featurizer
-from s3prl_varan.lora import LoraOptions, apply_lora
+from s3prl_varan.config.options import HeadOptions, VaranOptions
+from s3prl_varan.featurizers.registry import build_featurizer
+from s3prl_varan.layerwise.downstream import adapt_expert
 from s3prl_varan.model import SpeechModel
-from s3prl_varan.options import HeadOptions, VaranOptions
-from s3prl_varan.upstream import Upstream, build_upstream
-from s3prl_varan.upstream_modes import disable_layerdrop, set_cnn_training, set_train_modes
+from s3prl_varan.training.compiled import compile_model
+from s3prl_varan.tuning.lora import LoraOptions, apply_lora
+from s3prl_varan.tuning.modes import disable_layerdrop, set_cnn_training, set_train_modes
+from s3prl_varan.upstream.wrapper import Upstream, build_upstream
 
 WIDTH, CLASSES, SYMBOLS = 256, 4, 32
 LABELS_PER_SECOND = 14  # characters, about LibriSpeech's

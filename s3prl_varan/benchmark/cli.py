@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def save(out: Path, name: str, results: dict[str, Any]) -> None:
     """Write DIR/benchmark.json and the section's CSV."""
-    from s3prl_varan.checkpoint import write_atomic
+    from s3prl_varan.training.checkpoint import write_atomic
 
     text = io.StringIO()
     writer = csv.DictWriter(text, list(results[name][0]), lineterminator="\n")

@@ -21,7 +21,7 @@ def noise_corpus(root: Path, actors: int, seconds: tuple[float, float] = (2.5, 5
     import numpy as np
     import soundfile
 
-    from s3prl_varan.data.ravdess import prepare_ravdess
+    from s3prl_varan.corpora.ravdess import prepare_ravdess
 
     generator = np.random.default_rng(0)
     for actor in range(1, actors + 1):
@@ -53,7 +53,7 @@ def arguments(corpus: Path, expdir: Path, upstream: str, featurizer: str, batch:
 @contextlib.contextmanager
 def timed_steps(limit: Callable[[int], int], clock: str) -> Iterator[list[float]]:
     """Clock readings before the first and after every optimizer step of the runs inside; `limit(steps an epoch)` ends them."""
-    from s3prl_varan.runner import Runner
+    from s3prl_varan.training.runner import Runner
 
     original = Runner._step
     readings: list[float] = []
@@ -80,8 +80,8 @@ def timed_steps(limit: Callable[[int], int], clock: str) -> Iterator[list[float]
 
 def epoch_seconds(argv: list[str], epochs: int, clock: str) -> list[float]:
     """Seconds of every epoch of a run: loading, features, step, log."""
-    from s3prl_varan.cli import parse_args
-    from s3prl_varan.experiment import run
+    from s3prl_varan.app.cli import parse_args
+    from s3prl_varan.app.experiment import run
 
     per_epoch = [0]
 
@@ -109,7 +109,7 @@ def first_step_seconds(argv: list[str], threads: int) -> float:
 
 def help_seconds(threads: int) -> float:
     """Wall time of `run_downstream.py --help`."""
-    code = "import sys; from s3prl_varan.cli import main; main(['--help'])"
+    code = "import sys; from s3prl_varan.app.cli import main; main(['--help'])"
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     root = Path(__file__).resolve().parents[2]
@@ -118,8 +118,8 @@ def help_seconds(threads: int) -> float:
 
 
 def _first_step(argv: list[str]) -> None:
-    from s3prl_varan.cli import parse_args
-    from s3prl_varan.experiment import run
+    from s3prl_varan.app.cli import parse_args
+    from s3prl_varan.app.experiment import run
 
     with timed_steps(lambda steps: 1, "wall"), contextlib.suppress(_Enough):
         run(parse_args(argv))

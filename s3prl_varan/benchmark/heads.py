@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from s3prl_varan.benchmark.cases import CLASSES, SYMBOLS, WIDTH, StubExpert, labels_of
 from s3prl_varan.benchmark.plain import PlainVaran
-from s3prl_varan.downstream import adapt_expert
-from s3prl_varan.features import stack_layers
-from s3prl_varan.featurizers import build_featurizer
-from s3prl_varan.options import HeadOptions, VaranOptions
+from s3prl_varan.config.options import HeadOptions, VaranOptions
+from s3prl_varan.features.stack import stack_layers
+from s3prl_varan.featurizers.registry import build_featurizer
+from s3prl_varan.layerwise.downstream import adapt_expert
 
 HEADS = ("weighted_sum", "varan", "plain", "plain_pooled")
 

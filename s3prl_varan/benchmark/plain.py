@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_varan.objective import elbo
-from s3prl_varan.options import VaranOptions
-from s3prl_varan.posterior import LayerPosterior
+from s3prl_varan.config.options import VaranOptions
+from s3prl_varan.featurizers.posterior import LayerPosterior
+from s3prl_varan.layerwise.objective import elbo
 
 
 class PlainVaran(nn.Module):

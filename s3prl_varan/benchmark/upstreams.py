@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from s3prl_varan.upstreams.micro_wavlm import UpstreamExpert, build_wavlm
+from s3prl_varan.upstream.micro_wavlm import UpstreamExpert, build_wavlm
 
 # WavLM Base (arXiv 2110.13900): 12 layers of 768, 94 million parameters.
 WAVLM_BASE = {

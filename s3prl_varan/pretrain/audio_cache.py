@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.audio import AUDIO_SUFFIXES, read_audio
-from ..errors import UserError
+from s3prl_varan.audio import AUDIO_SUFFIXES, read_audio
+from s3prl_varan.errors import UserError
+
 from .config import HOP, SAMPLE_RATE, WINDOW
 
 SUFFIXES = ", ".join(sorted(AUDIO_SUFFIXES))

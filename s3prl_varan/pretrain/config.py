@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, did_you_mean, problems_error
+from s3prl_varan.errors import UserError, did_you_mean, problems_error
 
 SAMPLE_RATE = 16000
 HOP = 320  # samples per frame: the product of the convolutional strides

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from s3prl_varan.errors import UserError
 
 
 def export_weights(checkpoint: Path, path: Path) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.audio import read_audio
-from ..data.librispeech import read_split
-from ..errors import UserError
+from s3prl_varan.audio import read_audio
+from s3prl_varan.corpora.librispeech import read_split
+from s3prl_varan.errors import UserError
+
 from .config import HOP, WINDOW
 
 SILENCE = "SIL"

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.audio import AUDIO_SUFFIXES, read_audio
-from ..data.ravdess import LABELS, find_clips, speaker_folds
-from ..errors import UserError
-from ..upstream import Upstream
+from s3prl_varan.audio import AUDIO_SUFFIXES, read_audio
+from s3prl_varan.corpora.ravdess import LABELS, find_clips, speaker_folds
+from s3prl_varan.errors import UserError
+from s3prl_varan.upstream.wrapper import Upstream
+
 from .config import SAMPLE_RATE
 from .frontend import start_from_mel
 from .phones import SILENCE, AlignedClip

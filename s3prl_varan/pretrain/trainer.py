@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import UserError
+from s3prl_varan.errors import UserError
+
 from .audio_cache import AudioCache, build_cache
 from .batches import CropSampler
 from .config import SAMPLE_RATE, OptimConfig, PretrainConfig, StageConfig

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3prl_varan.config import parse_yaml
+from s3prl_varan.config.identity import relevant_settings
+from s3prl_varan.config.reading import parse_yaml
 from s3prl_varan.errors import UserError
-from s3prl_varan.sweep.settings import relevant_settings
 
 PLAN = "*.plan.json"  # a sweep's list of cells, started or not
 STATUS = "status.json"  # what a sweep knows of a cell that has no result: pruned, failed

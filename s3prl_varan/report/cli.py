@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_report(cells: list, out: Path, metric: str | None, baseline: str, title: str, *, figures: bool = True) -> None:
     """Write every table and figure of the cells to `out` and print the leaderboard."""
+    from s3prl_varan.files import write_atomic
     from s3prl_varan.report import page, render
     from s3prl_varan.report.table import build_rows
-    from s3prl_varan.sweep.files import write_atomic
 
     rows, notes = build_rows(cells, metric, baseline)
     notes = [*render.chosen_notes(rows), *notes, _status_note(cells)]
@@ -93,9 +93,9 @@ def _status_note(cells: list) -> str:
 
 def _draw(rows: list, folder: Path) -> str:
     """Write the figures as PNG and PDF; returns them as HTML."""
+    from s3prl_varan.files import write_atomic
     from s3prl_varan.report.figures import all_pictures
     from s3prl_varan.report.page import picture
-    from s3prl_varan.sweep.files import write_atomic
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = []

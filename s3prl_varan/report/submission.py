@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_varan.errors import problems_error
+from s3prl_varan.files import write_atomic
 from s3prl_varan.report.cells import Cell
-from s3prl_varan.sweep.files import write_atomic
 
 ER_FOLDS = 5  # IEMOCAP's sessions; the leaderboard scores ER only with all of them
 

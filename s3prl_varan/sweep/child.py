@@ -25,8 +25,8 @@ def run_cell(argv: list[str]) -> None:
     """Run one experiment in this process."""
     from accelerate.state import AcceleratorState
 
-    from s3prl_varan.cli import parse_args
-    from s3prl_varan.experiment import run
+    from s3prl_varan.app.cli import parse_args
+    from s3prl_varan.app.experiment import run
 
     AcceleratorState._reset_state(reset_partial_state=True)  # it holds the precision of the cell before
     run(parse_args(argv))

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3prl_varan.cli import parse_args
+from s3prl_varan.app.cli import parse_args
+from s3prl_varan.config.identity import cell_id
+from s3prl_varan.config.options import CALL_FLAGS, RunnerOptions
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.options import CALL_FLAGS, RunnerOptions
-from s3prl_varan.sweep.files import write_atomic
-from s3prl_varan.sweep.settings import cell_id
+from s3prl_varan.files import write_atomic
 from s3prl_varan.sweep.spec import Spec, expand
 
 MAX_SHOWN = 12  # problems listed of a sweep; the rest are counted
@@ -46,9 +46,9 @@ def command_line(settings: dict[str, Any]) -> list[str]:
 
 def resolve(settings: dict[str, Any]) -> PlannedCell:
     """Flags and config as they will be used; UserError for what run_downstream would refuse of them."""
-    from s3prl_varan import config as configs
-    from s3prl_varan import experiment
-    from s3prl_varan.tasks import find_task
+    from s3prl_varan.app import experiment
+    from s3prl_varan.config import reading as configs
+    from s3prl_varan.tasks.registry import find_task
 
     argv = command_line(settings)
     try:
@@ -98,7 +98,7 @@ def resolve_spec(spec: Spec, source: str) -> list[PlannedCell]:
 
 def check_corpora(cells: list[PlannedCell]) -> None:
     """Each corpus and fold that the cells name can be read, or a UserError, before the first cell starts."""
-    from s3prl_varan.tasks import find_task
+    from s3prl_varan.tasks.registry import find_task
 
     seen = set()
     for cell in cells:

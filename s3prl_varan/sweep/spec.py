@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3prl_varan.cli import build_parser
-from s3prl_varan.config import parse_yaml
+from s3prl_varan.app.cli import build_parser
+from s3prl_varan.config.reading import parse_yaml
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
 
 SECTIONS = {"name", "base", "grid", "search"}

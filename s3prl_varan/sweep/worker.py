@@ -16,8 +16,8 @@ from typing import Any
 from optuna.trial import Trial, TrialState
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import write_atomic
 from s3prl_varan.report.cells import STATUS, read_metrics
-from s3prl_varan.sweep.files import write_atomic
 from s3prl_varan.sweep.plan import PlannedCell, planned_steps
 from s3prl_varan.sweep.study import SharedStudy
 

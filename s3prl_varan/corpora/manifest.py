@@ -1,0 +1,260 @@
+"""Any transcribed recordings, listed as `path TAB text`, into LibriSpeech's layout and length tables.
+
+Texts are normalised to the dictionary's characters. What a dictionary cannot spell (digits, symbols) is reported and refused,
+unless the user says what to do with it: a digit's sound is not in the text, and dropping it silently would teach nonsense.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from s3prl_varan.audio import AUDIO_SUFFIXES, AudioInfo, convert_to_16k_mono, examine_audio_files
+from s3prl_varan.corpora.dictionary import (
+    build_dictionary,
+    describe_unknown,
+    drop_symbols,
+    load_alphabet,
+    normalise_text,
+    unknown_symbols,
+    write_dictionary,
+)
+from s3prl_varan.corpora.librispeech import SpeechSummary, Utterance, tables
+from s3prl_varan.corpora.metadata import output_folder, write_texts
+from s3prl_varan.errors import UserError, did_you_mean, problems_error
+
+UNKNOWN = ("refuse", "drop_symbol", "drop_utterance")
+MARKER = "prepared.json"  # in a folder that this module wrote and may replace
+_CHAPTER = "0"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the manifest."""
+
+    shown: str  # the path as written
+    path: Path
+    text: str  # normalised once it has been read
+    info: AudioInfo | None = None
+
+
+def prepare_manifest(
+    manifest: str | Path,
+    out: str | Path | None = None,
+    *,
+    audio_root: str | Path | None = None,
+    dev_ratio: float = 0.1,
+    test_ratio: float = 0.1,
+    seed: int = 0,
+    unknown: str = "refuse",
+    build_dict: bool = False,
+    skip_bad: bool = False,
+) -> SpeechSummary:
+    """Write OUT/{train,dev,test}/<speaker>/0/ with links to the recordings (16 kHz copies where needed) and OUT/<split>.csv.
+
+    Paths are relative to audio_root, by default the manifest's folder; the folder just above a recording counts as its speaker.
+    out: default meta_data beside the manifest. The split is drawn by text, seeded: a sentence said twice never lies in two
+    splits. It does not keep speakers apart. A ratio of 0 leaves a split out.
+    unknown: what to do about characters outside the alphabet, one of UNKNOWN. build_dict: the alphabet is the corpus's own
+    letters, written to OUT/char.dict; digits and symbols stay unknown. skip_bad: leave out lines with other problems.
+    Raises UserError with all problems and all unknown symbols; then nothing has been written.
+    """
+    _check_options(dev_ratio, test_ratio, unknown)
+    source = Path(os.path.abspath(Path(manifest).expanduser()))
+    folder = Path(os.path.abspath(Path(audio_root).expanduser())) if audio_root is not None else source.parent
+    lines, problems = read_manifest(source, folder)
+    alphabet = None if build_dict else load_alphabet()
+    lines, report, emptied = _spell(lines, alphabet, unknown)
+    checked = examine_audio_files([line.path for line in lines])
+    problems += [file.problem for file in checked if file.problem]
+    refused = report if unknown == "refuse" else []
+    if refused or (problems and not skip_bad):
+        raise _refusal(problems, refused, skip_bad)
+    lines = [replace(line, info=f.info) for line, f in zip(lines, checked, strict=True) if not f.problem]
+    parts = split_by_text(lines, dev_ratio, test_ratio, seed)
+    target = output_folder(source.parent, out)
+    _claim(target)
+    summary = SpeechSummary(target, target, skipped=problems + emptied)
+    summary.notes += [f"outside the alphabet, {unknown}: {line}" for line in report]
+    _write(summary, parts, build_dict, {"manifest": str(source), "seed": seed, "unknown": unknown})
+    return summary
+
+
+def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
+    """Lines with normalised text, and a message per line that is malformed or repeats a path. A heading line is passed over."""
+    try:
+        rows = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Give a text file with lines of the form path TAB text.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    lines: dict[str, Line] = {}
+    problems = []
+    for number, row in enumerate(rows, start=1):
+        before, tab, after = row.partition("\t")
+        shown, text = before.strip(), after.strip()
+        heading = number == 1 and text.lower() in ("text", "transcript", "sentence") and not (audio_root / shown).exists()
+        if not row.strip() or heading:
+            continue
+        if not tab or not shown:
+            problems.append(f"{path}, line {number}: expected path TAB text, found '{row[:60]}'")
+        elif shown in lines:
+            problems.append(f"{path}, line {number}: {shown} is listed twice")
+        elif not normalise_text(text):
+            problems.append(f"{path}, line {number}: {shown} has no words ('{text}')")
+        else:
+            lines[shown] = Line(shown, audio_root / shown, normalise_text(text))
+    if not lines:
+        raise problems_error(f"{path}: no usable line of the form path TAB text", problems)
+    return list(lines.values()), problems
+
+
+def split_by_text(lines: Sequence[Line], dev_ratio: float, test_ratio: float, seed: int) -> dict[str, list[Line]]:
+    """{"train", "dev", "test"} without the same text in two splits; which text goes where depends on it and the seed alone.
+
+    Texts are ranked by a hash; test takes them until it holds test_ratio of the lines, then dev. Raises UserError when nothing
+    is left to train on.
+    """
+    by_text: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_text[line.text].append(line)
+    ranked = sorted(by_text, key=lambda text: hashlib.sha256(f"{seed}\t{text}".encode()).hexdigest())
+    wanted = {"test": round(test_ratio * len(lines)), "dev": round(dev_ratio * len(lines))}
+    parts: dict[str, list[Line]] = {"train": [], "dev": [], "test": []}
+    for text in ranked:
+        split = next((s for s in ("test", "dev") if len(parts[s]) < wanted[s]), "train")
+        parts[split] += by_text[text]
+    ratios = {"train": 1.0, "dev": dev_ratio, "test": test_ratio}
+    empty = [split for split, ratio in ratios.items() if ratio > 0 and not parts[split]]
+    if empty:
+        raise UserError(
+            f"{len(lines)} usable lines are too few for dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g}: "
+            f"{', '.join(empty)} would be empty"
+        )
+    return {split: rows for split, rows in parts.items() if rows}
+
+
+def _check_options(dev_ratio: float, test_ratio: float, unknown: str) -> None:
+    if min(dev_ratio, test_ratio) < 0 or dev_ratio + test_ratio >= 1:
+        raise UserError(f"dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g} must be 0 or more and add up to less than 1")
+    if unknown not in UNKNOWN:
+        raise UserError(f"unknown must be one of {', '.join(UNKNOWN)}, not '{unknown}'.{did_you_mean(unknown, UNKNOWN)}")
+
+
+def _spell(lines: Sequence[Line], alphabet: set[str] | None, unknown: str) -> tuple[list[Line], list[str], list[str]]:
+    """Lines after the treatment of unknown symbols, one message per symbol, and one per line that had nothing else in it."""
+    where: dict[str, dict[str, int]] = defaultdict(dict)
+    kept, emptied = [], []
+    for line in lines:
+        symbols = unknown_symbols(line.text, alphabet)
+        for symbol, count in symbols.items():
+            where[symbol][line.shown] = count
+        text = drop_symbols(line.text, alphabet) if symbols else line.text
+        if not symbols or unknown == "refuse":
+            kept.append(line)
+        elif unknown == "drop_symbol" and text:
+            kept.append(replace(line, text=text))
+        else:
+            emptied.append(f"{line.shown}: '{line.text[:40]}' has {' '.join(symbols)}, outside the alphabet")
+    return kept, describe_unknown(where), emptied
+
+
+def _refusal(problems: list[str], refused: list[str], skip_bad: bool) -> UserError:
+    remedies = []
+    if problems and not skip_bad:
+        remedies.append("Mend the lines and files, or leave them out with --skip_bad.")
+    if refused:
+        remedies.append(
+            "Write digits and symbols as they are spoken (21 -> twenty one), or choose --unknown drop_symbol or "
+            "drop_utterance; for a language with other letters, --build_dict."
+        )
+    found = problems + [f"outside the alphabet: {line}" for line in refused]
+    return problems_error(f"{len(found)} problems in the manifest; nothing was written:", found, " ".join(remedies))
+
+
+def _claim(folder: Path) -> None:
+    splits = [folder / split for split in ("train", "dev", "test")]
+    if not (folder / MARKER).exists() and any(path.exists() for path in splits):
+        raise UserError(f"{folder} holds train, dev or test of another origin; choose a new folder with --out")
+
+
+def _write(summary: SpeechSummary, parts: dict[str, list[Line]], build_dict: bool, origin: dict[str, object]) -> None:
+    """Build the splits in a temporary folder, put them in place of earlier ones, then write tables and dictionary."""
+    out = summary.out
+    staging = Path(tempfile.mkdtemp(dir=out, prefix=".tmp-"))
+    try:
+        corpus = Path(str(origin["manifest"])).parent.name
+        names = _names([line.shown for lines in parts.values() for line in lines])
+        utterances = {}
+        for split, lines in parts.items():
+            rows = [_place(line, staging / split, names[line.shown], corpus, summary) for line in lines]
+            _write_transcripts(rows)
+            utterances[split] = [replace(row, path=out / row.path.relative_to(staging)) for row in rows]
+        write_texts({out / MARKER: json.dumps(origin, indent=1)})
+        for split in ("train", "dev", "test"):
+            shutil.rmtree(out / split, ignore_errors=True)
+            (out / f"{split}.csv").unlink(missing_ok=True)
+            if split in parts:
+                os.replace(staging / split, out / split)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    texts = tables(summary, utterances)
+    texts[out / "names.tsv"] = "".join(f"{names[shown]}\t{shown}\n" for shown in names)
+    (out / "char.dict").unlink(missing_ok=True)
+    if build_dict:
+        summary.dictionary = out / "char.dict"
+        write_dictionary(summary.dictionary, build_dictionary(u.text for rows in utterances.values() for u in rows))
+    write_texts(texts)
+
+
+def _place(line: Line, folder: Path, name: str, corpus: str, summary: SpeechSummary) -> Utterance:
+    """Link the recording into folder/<speaker>/0/, or convert it when it is not 16 kHz mono in a format s3prl reads."""
+    assert line.info is not None, "only checked files are placed"
+    chapter = folder / _slug(Path(line.shown).parent.name or corpus) / _CHAPTER
+    chapter.mkdir(parents=True, exist_ok=True)
+    if not line.info.is_16k_mono or line.path.suffix.lower() not in AUDIO_SUFFIXES:
+        target = chapter / f"{name}.flac"
+        summary.converted += 1
+        return Utterance(name, target, line.text, convert_to_16k_mono(line.path, target))
+    target = chapter / f"{name}{line.path.suffix.lower()}"
+    try:
+        target.symlink_to(line.path)
+    except OSError:  # a file system, or a Windows account, without links
+        shutil.copyfile(line.path, target)
+    return Utterance(name, target, line.text, line.info)
+
+
+def _write_transcripts(utterances: Sequence[Utterance]) -> None:
+    by_chapter: dict[Path, list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        by_chapter[utterance.path.parent].append(utterance)
+    for chapter, rows in by_chapter.items():
+        text = "".join(f"{row.name} {row.text}\n" for row in sorted(rows, key=lambda u: u.name))
+        (chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt").write_text(text, encoding="utf-8")
+
+
+def _names(shown: Sequence[str]) -> dict[str, str]:
+    """A unique utterance name without dots or spaces for every path, close to the file's own name."""
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path in sorted(shown):
+        name = stem = _slug(Path(path).stem)
+        if name in taken:
+            name = _slug(str(Path(path).with_suffix("")))
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w-]+", "-", text).strip("-") or "x"
