@@ -32,14 +32,26 @@ def main() -> None:
     results = {}
     for name in FEATURIZERS:
         expdir = folder / name
-        common = ("-c", config, "-o", override, "-p", str(expdir), "--overwrite", "--cache", str(folder / "cache"))
+        common = (
+            "-c",
+            config,
+            "-o",
+            override,
+            "-p",
+            str(expdir),
+            "--overwrite",
+            "--cache",
+            str(folder / "cache"),
+        )
         call("run_downstream.py", "-u", "micro_wavlm", "-d", "emotion", "-f", name, *common)
         results[name] = json.loads((expdir / "result.json").read_text())
     print("\nemotion, synthetic corpus, fold 1, micro_wavlm (frozen)")
     print(f"{'featurizer':<14}{'acc':>8}{'uar':>8}{'best step':>11}{'seconds':>9}")
     for name, result in results.items():
         figures = result["test"]["test"]
-        print(f"{name:<14}{figures['acc']:8.2f}{figures['uar']:8.2f}{result['best_step']:11d}{result['seconds']:9.1f}")
+        print(
+            f"{name:<14}{figures['acc']:8.2f}{figures['uar']:8.2f}{result['best_step']:11d}{result['seconds']:9.1f}"
+        )
     print(f"\nWhere the weights lie: {folder}/*/layer_weights.png")
 
 

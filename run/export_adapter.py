@@ -22,14 +22,35 @@ from s3prl_varan.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="export_adapter.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="export_adapter.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", metavar="{EXPDIR,CKPT}", help="folder or checkpoint of a run with --lora")
-    parser.add_argument("out", metavar="OUT", help="folder to write; with --merge a file, or a folder for Hugging Face upstreams")
-    parser.add_argument("--format", choices=("auto", "peft", "safetensors"), default="auto", help="of the adapters")
-    parser.add_argument("--merge", action="store_true", help="write a plain upstream checkpoint instead of adapters")
-    parser.add_argument("--base_ckpt", metavar="PATH", help="--merge: the upstream's checkpoint file, if the run had no -k")
-    parser.add_argument("-k", "--upstream_ckpt", metavar="PATH", help="the upstream's checkpoint, if it has moved since the run")
+    parser.add_argument(
+        "experiment", metavar="{EXPDIR,CKPT}", help="folder or checkpoint of a run with --lora"
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        help="folder to write; with --merge a file, or a folder for Hugging Face upstreams",
+    )
+    parser.add_argument(
+        "--format", choices=("auto", "peft", "safetensors"), default="auto", help="of the adapters"
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="write a plain upstream checkpoint instead of adapters"
+    )
+    parser.add_argument(
+        "--base_ckpt",
+        metavar="PATH",
+        help="--merge: the upstream's checkpoint file, if the run had no -k",
+    )
+    parser.add_argument(
+        "-k",
+        "--upstream_ckpt",
+        metavar="PATH",
+        help="the upstream's checkpoint, if it has moved since the run",
+    )
     return parser
 
 

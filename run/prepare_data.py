@@ -25,36 +25,74 @@ from s3prl_varan.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", metavar="DIR", help="where the metadata goes (default: meta_data in the corpus folder)")
+    shared.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the metadata goes (default: meta_data in the corpus folder)",
+    )
     shared.add_argument(
         "--skip_bad",
         action="store_true",
         help="leave out what has a problem, and say so, instead of stopping",
     )
     speech = argparse.ArgumentParser(add_help=False)
-    speech.add_argument("--build_dict", action="store_true", help="write OUT/char.dict with the corpus's own letters")
+    speech.add_argument(
+        "--build_dict",
+        action="store_true",
+        help="write OUT/char.dict with the corpus's own letters",
+    )
 
     parser = argparse.ArgumentParser(
-        prog="prepare_data.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="prepare_data.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="corpus", required=True, metavar="CORPUS")
-    for name, text in (("ravdess", "holds Actor_01 .. Actor_24"), ("iemocap", "holds Session1 .. Session5")):
-        commands.add_parser(name, parents=[shared], help=f"folder that {text}").add_argument("root", metavar="ROOT", help=text)
+    for name, text in (
+        ("ravdess", "holds Actor_01 .. Actor_24"),
+        ("iemocap", "holds Session1 .. Session5"),
+    ):
+        commands.add_parser(name, parents=[shared], help=f"folder that {text}").add_argument(
+            "root", metavar="ROOT", help=text
+        )
 
-    synthetic = commands.add_parser("synthetic", parents=[shared], help="folder to make the corpus in")
-    synthetic.add_argument("root", metavar="ROOT", help="a new folder, or an earlier synthetic corpus to replace")
+    synthetic = commands.add_parser(
+        "synthetic", parents=[shared], help="folder to make the corpus in"
+    )
+    synthetic.add_argument(
+        "root", metavar="ROOT", help="a new folder, or an earlier synthetic corpus to replace"
+    )
     synthetic.add_argument("--actors", type=int, default=24, help="8 to 24 voices (default 24)")
-    synthetic.add_argument("--repetitions", type=int, default=1, help="clips per actor, emotion and sentence (default 1)")
+    synthetic.add_argument(
+        "--repetitions",
+        type=int,
+        default=1,
+        help="clips per actor, emotion and sentence (default 1)",
+    )
     synthetic.add_argument("--seed", type=int, default=0)
 
-    librispeech = commands.add_parser("librispeech", parents=[shared, speech], help="folder that holds the splits")
+    librispeech = commands.add_parser(
+        "librispeech", parents=[shared, speech], help="folder that holds the splits"
+    )
     librispeech.add_argument("root", metavar="ROOT", help="holds <split>/<speaker>/<chapter>/")
-    librispeech.add_argument("--splits", nargs="+", metavar="NAME", help="only these (default: all that are found)")
-    librispeech.add_argument("--headers_only", action="store_true", help="do not decode every file: fast, misses torn ones")
+    librispeech.add_argument(
+        "--splits", nargs="+", metavar="NAME", help="only these (default: all that are found)"
+    )
+    librispeech.add_argument(
+        "--headers_only",
+        action="store_true",
+        help="do not decode every file: fast, misses torn ones",
+    )
 
-    manifest = commands.add_parser("manifest", parents=[shared, speech], help="text file with lines path TAB text")
+    manifest = commands.add_parser(
+        "manifest", parents=[shared, speech], help="text file with lines path TAB text"
+    )
     manifest.add_argument("manifest", metavar="FILE.tsv")
-    manifest.add_argument("--audio_root", metavar="DIR", help="what the paths are relative to (default: the file's folder)")
+    manifest.add_argument(
+        "--audio_root",
+        metavar="DIR",
+        help="what the paths are relative to (default: the file's folder)",
+    )
     manifest.add_argument("--dev_ratio", type=float, default=0.1)
     manifest.add_argument("--test_ratio", type=float, default=0.1)
     manifest.add_argument("--seed", type=int, default=0, help="of the split")
@@ -82,12 +120,18 @@ def prepare(args: argparse.Namespace) -> object:
     if args.corpus == "manifest":
         from s3prl_varan.corpora.manifest import prepare_manifest
 
-        options = {key: value for key, value in vars(args).items() if key not in ("corpus", "manifest", "out")}
+        options = {
+            key: value
+            for key, value in vars(args).items()
+            if key not in ("corpus", "manifest", "out")
+        }
         return prepare_manifest(args.manifest, args.out, **options)
     if args.corpus == "synthetic":
         from s3prl_varan.corpora.synthetic import synthesise_corpus
 
-        synthesise_corpus(args.root, actors=args.actors, repetitions=args.repetitions, seed=args.seed)
+        synthesise_corpus(
+            args.root, actors=args.actors, repetitions=args.repetitions, seed=args.seed
+        )
     from s3prl_varan.corpora.ravdess import prepare_ravdess
 
     return prepare_ravdess(args.root, args.out, skip_bad=args.skip_bad)

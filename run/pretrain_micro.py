@@ -11,8 +11,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="YAML such as s3prl_varan/pretrain/micro_wavlm.yaml")
-    parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of flac, wav, opus, ogg or mp3")
-    parser.add_argument("--out", required=True, metavar="DIR", help="cache, checkpoints, metrics.jsonl, curves.png")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="folders of flac, wav, opus, ogg or mp3",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="cache, checkpoints, metrics.jsonl, curves.png"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from DIR/last.ckpt")
     return parser.parse_args()
 

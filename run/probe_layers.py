@@ -15,9 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", help="safetensors or pre-training checkpoint (.ckpt); default: the shipped weights")
+    parser.add_argument(
+        "--weights",
+        help="safetensors or pre-training checkpoint (.ckpt); default: the shipped weights",
+    )
     parser.add_argument("--ravdess", help="folder that holds Actor_01 ..")
-    parser.add_argument("--train_speech", help="split in LibriSpeech's layout that the phone probe is trained on")
+    parser.add_argument(
+        "--train_speech", help="split in LibriSpeech's layout that the phone probe is trained on"
+    )
     parser.add_argument("--test_speech", nargs="*", default=[], help="splits it is tested on")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
@@ -34,7 +39,9 @@ def clips(splits: list[str]) -> list:
     found = []
     for split in splits:
         aligned, rest = aligned_clips(Path(split))
-        print(f"{split}: {len(aligned)} clips aligned, {rest} left out (words that are not in CMUdict)")
+        print(
+            f"{split}: {len(aligned)} clips aligned, {rest} left out (words that are not in CMUdict)"
+        )
         found += aligned
     return found
 

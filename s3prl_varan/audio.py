@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE_RATE = 16000
-MIN_SAMPLES = 400  # receptive field of the wav2vec 2.0 family's convolutions: a shorter clip gives no frame
+MIN_SAMPLES = (
+    400  # receptive field of the wav2vec 2.0 family's convolutions: a shorter clip gives no frame
+)
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 
 
@@ -78,18 +80,28 @@ def audio_info(path: str | Path) -> AudioInfo:
     return AudioInfo(int(found.frames), int(found.samplerate), int(found.channels))
 
 
-def check_audio_files(paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True) -> list[str]:
+def check_audio_files(
+    paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True
+) -> list[str]:
     """One line per file that is missing, unreadable, or shorter than `min_samples` at 16 kHz; it starts with the path.
 
     decode=False trusts the headers: much faster, but a file cut off in the middle passes.
     """
-    return [file.problem for file in examine_audio_files(paths, min_samples, decode=decode) if file.problem]
+    return [
+        file.problem
+        for file in examine_audio_files(paths, min_samples, decode=decode)
+        if file.problem
+    ]
 
 
-def examine_audio_files(paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True) -> list[CheckedFile]:
+def examine_audio_files(
+    paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True
+) -> list[CheckedFile]:
     """As `check_audio_files`, with what was learnt about every file, in the order given."""
     todo: Sequence[Path] = [Path(path) for path in paths]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # libsndfile releases the interpreter lock
+    with ThreadPoolExecutor(
+        max_workers=min(8, os.cpu_count() or 1)
+    ) as pool:  # libsndfile releases the interpreter lock
         return list(pool.map(lambda path: _examine(path, min_samples, decode), todo))
 
 
@@ -128,10 +140,16 @@ def _examine(path: Path, min_samples: int, decode: bool) -> CheckedFile:
         return CheckedFile(path, info, f"{path}: empty, no samples")
     missing = _missing_bytes(path)
     if missing:
-        return CheckedFile(path, info, f"{path}: broken off, {missing} bytes fewer than its header says")
+        return CheckedFile(
+            path, info, f"{path}: broken off, {missing} bytes fewer than its header says"
+        )
     if info.samples_16k < min_samples:
         shortest = 1000 * min_samples / SAMPLE_RATE
-        return CheckedFile(path, info, f"{path}: too short, {1000 * info.seconds:.1f} ms (at least {shortest:g} ms needed)")
+        return CheckedFile(
+            path,
+            info,
+            f"{path}: too short, {1000 * info.seconds:.1f} ms (at least {shortest:g} ms needed)",
+        )
     return CheckedFile(path, info, None)
 
 

@@ -58,7 +58,9 @@ def load_audio(
     dtype = "float32"
     with soundfile.SoundFile(uri) as file:
         if not normalize:
-            dtype = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(file.subtype, "float32")
+            dtype = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}.get(
+                file.subtype, "float32"
+            )
         if frame_offset:
             file.seek(min(frame_offset, file.frames))
         data = file.read(frames=num_frames, dtype=dtype, always_2d=True)
@@ -72,15 +74,28 @@ def audio_metadata(uri: Source, format: str | None = None, **_: Any) -> AudioMet
     import soundfile
 
     found = soundfile.info(uri)
-    bits = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
+    bits = {
+        "PCM_S8": 8,
+        "PCM_U8": 8,
+        "PCM_16": 16,
+        "PCM_24": 24,
+        "PCM_32": 32,
+        "FLOAT": 32,
+        "DOUBLE": 64,
+    }
     encoding = {"WAV": "PCM_S", "WAVEX": "PCM_S"}.get(found.format, found.format)
     if found.subtype in ("FLOAT", "DOUBLE"):
         encoding = "PCM_F"
-    return AudioMetaData(found.samplerate, found.frames, found.channels, bits.get(found.subtype, 0), encoding)
+    return AudioMetaData(
+        found.samplerate, found.frames, found.channels, bits.get(found.subtype, 0), encoding
+    )
 
 
 def apply_effects_tensor(
-    tensor: "torch.Tensor", sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
+    tensor: "torch.Tensor",
+    sample_rate: int,
+    effects: Sequence[Sequence[str]],
+    channels_first: bool = True,
 ) -> tuple["torch.Tensor", int]:
     """The sox effects that classification experts of s3prl ask for: `channels 1`, `rate N`, `gain DB`, `norm [DB]`.
 
@@ -159,7 +174,9 @@ def import_downstream(name: str) -> types.ModuleType:
 
 def find_files(directory: str, *_: Any, **__: Any) -> list[str]:
     """librosa.util.find_files with its defaults: sorted audio files under `directory`."""
-    return sorted(str(path) for path in Path(directory).rglob("*") if path.suffix.lower() in _AUDIO_SUFFIXES)
+    return sorted(
+        str(path) for path in Path(directory).rglob("*") if path.suffix.lower() in _AUDIO_SUFFIXES
+    )
 
 
 def _module(name: str, *members: Callable[..., Any] | type) -> types.ModuleType:

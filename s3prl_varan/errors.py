@@ -10,7 +10,9 @@ class UserError(ValueError):
 
 def did_you_mean(word: object, choices: Iterable[object]) -> str:
     """Return " Did you mean 'x'?" for the choice closest to `word`, or "" when none is close."""
-    close = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(
+        str(word), [str(choice) for choice in choices], n=1, cutoff=0.6
+    )
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

@@ -30,7 +30,9 @@ class SpeechModel(nn.Module):
         self.upstream, self.featurizer, self.downstream = upstream, featurizer, downstream
         self.trains_upstream, self.normalize, self.specaug = trains_upstream, normalize, specaug
         self.pool = downstream.pooled and specaug is None
-        self.cached_encoder: Encoder | None = None  # takes the frozen upstream's place (see cache.py)
+        self.cached_encoder: Encoder | None = (
+            None  # takes the frozen upstream's place (see cache.py)
+        )
         if not trains_upstream:
             self.upstream.requires_grad_(False)
 
@@ -53,12 +55,16 @@ class SpeechModel(nn.Module):
         features = self.featurizer(self.encode(wavs))
         return self.specaug(features) if self.specaug is not None and self.training else features
 
-    def forward(self, split: str, wavs: list[Tensor], others: tuple, records: dict) -> dict[str, Tensor]:
+    def forward(
+        self, split: str, wavs: list[Tensor], others: tuple, records: dict
+    ) -> dict[str, Tensor]:
         """Loss of a batch as the expert's data loader gives it; `records` is appended to. Scalars: loss, nll, kl."""
         features = self.features(wavs)
         terms = self.downstream(split, features, others, records)
         if not self.training:
-            records.setdefault("layer_weights", []).extend(features.layer_weights.float().cpu().tolist())
+            records.setdefault("layer_weights", []).extend(
+                features.layer_weights.float().cpu().tolist()
+            )
         return {"loss": terms.loss, "nll": terms.nll, "kl": terms.kl}
 
     @torch.no_grad()

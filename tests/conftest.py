@@ -44,7 +44,9 @@ def tone_corpus(tmp_path_factory) -> Path:
             for statement in (1, 2):
                 time = np.arange(int(16000 * generator.uniform(0.3, 0.6))) / 16000
                 pitch = (200 + 150 * max(emotion, 2)) * generator.uniform(0.97, 1.03)
-                wave = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.05 * generator.standard_normal(len(time))
+                wave = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.05 * generator.standard_normal(
+                    len(time)
+                )
                 name = f"03-01-{emotion:02d}-01-{statement:02d}-01-{actor:02d}.wav"
                 soundfile.write(root / f"Actor_{actor:02d}" / name, wave.astype("float32"), 16000)
     prepare_ravdess(root)
@@ -69,7 +71,19 @@ def emotion_args(tone_corpus: Path):
             **overrides,
         }
         override = ",,".join(f"{key}={value}" for key, value in settings.items())
-        return ["-u", upstream, "-d", "emotion", "-f", featurizer, "--device", "cpu", "-o", override, *flags]
+        return [
+            "-u",
+            upstream,
+            "-d",
+            "emotion",
+            "-f",
+            featurizer,
+            "--device",
+            "cpu",
+            "-o",
+            override,
+            *flags,
+        ]
 
     return build
 

@@ -33,5 +33,11 @@ def quick(argv: list[str]) -> None:
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0.1")) / 10)
     with open(folder / "ended.txt", "a") as file:
         file.write(f"{os.getpid()}\n")
-    result = {"dev": {"acc": 59.0 - seed}, "metric": "acc", "args": {"seed": seed}, "steps": 10, "seconds": 0.1}
+    result = {
+        "dev": {"acc": 59.0 - seed},
+        "metric": "acc",
+        "args": {"seed": seed},
+        "steps": 10,
+        "seconds": 0.1,
+    }
     (folder / "result.json").write_text(json.dumps(result))

@@ -73,7 +73,10 @@ def test_own_format_comes_back(family, folder, tmp_path):
 def test_peft_format_comes_back(family, folder, tmp_path):
     upstream = adapted(family, folder, layers=[0, 2])
     write_adapter(tmp_path, upstream, info(upstream))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     other = tiny_upstream(family, folder)
     load_adapter(other, tmp_path)
     ours, theirs = lora_state_dict(upstream), lora_state_dict(other)
@@ -89,7 +92,9 @@ def test_peft_reads_ours(family, folder, tmp_path):
     model = other.expert.model
     outer = whole_whisper(model) if family == "whisper" else model
     wrapped = peft.PeftModel.from_pretrained(outer, tmp_path)
-    assert sum(".lora_" in name for name, _ in wrapped.named_parameters()) == len(lora_state_dict(upstream))
+    assert sum(".lora_" in name for name, _ in wrapped.named_parameters()) == len(
+        lora_state_dict(upstream)
+    )
     assert_same(upstream, other)
 
 
@@ -98,24 +103,39 @@ def test_peft_reads_ours(family, folder, tmp_path):
 def test_we_read_pefts(family, rslora, folder, tmp_path):
     peft = pytest.importorskip("peft")
     theirs, ours = tiny_upstream(family, folder), tiny_upstream(family, folder)
-    names = ["fc1", "fc2", "q_proj"] if family == "whisper" else ["intermediate_dense", "output_dense", "q_proj"]
+    names = (
+        ["fc1", "fc2", "q_proj"]
+        if family == "whisper"
+        else ["intermediate_dense", "output_dense", "q_proj"]
+    )
     exclude = r"decoder\..*" if family == "whisper" else None
     config = peft.LoraConfig(
-        r=2, lora_alpha=3, target_modules=names, exclude_modules=exclude, init_lora_weights=False, use_rslora=rslora
+        r=2,
+        lora_alpha=3,
+        target_modules=names,
+        exclude_modules=exclude,
+        init_lora_weights=False,
+        use_rslora=rslora,
     )
     outer = whole_whisper(theirs.expert.model) if family == "whisper" else theirs.expert.model
     peft.get_peft_model(outer, config).save_pretrained(tmp_path)
     report = load_adapter(ours, tmp_path)
     assert len(report.modules) == 9
     assert_same(theirs, ours)
-    assert (hidden_states(ours)[-1] - hidden_states(tiny_upstream(family, folder))[-1]).abs().max() > 0.01
+    assert (
+        hidden_states(ours)[-1] - hidden_states(tiny_upstream(family, folder))[-1]
+    ).abs().max() > 0.01
 
 
 def whole_whisper(encoder):
     """What AutoModel makes of a Whisper checkpoint, around this encoder."""
     from transformers import WhisperModel
 
-    encoder.config.decoder_layers, encoder.config.decoder_attention_heads, encoder.config.vocab_size = 1, 4, 100
+    (
+        encoder.config.decoder_layers,
+        encoder.config.decoder_attention_heads,
+        encoder.config.vocab_size,
+    ) = 1, 4, 100
     encoder.config.pad_token_id = encoder.config.bos_token_id = encoder.config.eos_token_id = 1
     model = WhisperModel(encoder.config).eval()
     model.encoder = encoder
@@ -146,7 +166,9 @@ def test_adapters_that_cannot_be_read(folder, tmp_path):
     with pytest.raises(UserError, match="expected an adapter with peft_type LORA"):
         load_adapter(tiny_upstream("whisper", folder), tmp_path)
     (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(UserError, match="holds no adapter: expected adapter.safetensors, or adapter_config.json"):
+    with pytest.raises(
+        UserError, match="holds no adapter: expected adapter.safetensors, or adapter_config.json"
+    ):
         load_adapter(tiny_upstream("whisper", folder), tmp_path)
     (tmp_path / "adapter.safetensors").write_bytes(b"not a tensor in it")
     with pytest.raises(UserError, match="cannot be read as safetensors, is it damaged"):
@@ -156,7 +178,10 @@ def test_adapters_that_cannot_be_read(folder, tmp_path):
 def test_another_upstream_is_refused_with_both_names(folder, tmp_path):
     upstream = adapted("hubert_local", folder)
     write_adapter(tmp_path, upstream, info(upstream))
-    with pytest.raises(UserError, match=r"(?s)was trained on upstream 'hubert_local' .* this one is 'wav2vec2_local'"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)was trained on upstream 'hubert_local' .* this one is 'wav2vec2_local'",
+    ):
         load_adapter(tiny_upstream("wav2vec2_local", folder), tmp_path)
     check_upstream(info(upstream), tiny_upstream("hubert_local", folder), "it")
 
@@ -212,16 +237,27 @@ def experiment(family, folder, expdir, lora=True):
     upstream = adapted(family, folder)
     expdir.mkdir()
     payload = {
-        "Args": {"upstream": upstream.name, "upstream_ckpt": upstream.ckpt, "upstream_model_config": None},
+        "Args": {
+            "upstream": upstream.name,
+            "upstream_ckpt": upstream.ckpt,
+            "upstream_model_config": None,
+        },
         "upstream": info(upstream),
-        "lora": {"options": asdict(lora_report(upstream).options), "state": lora_state_dict(upstream)} if lora else None,
+        "lora": {
+            "options": asdict(lora_report(upstream).options),
+            "state": lora_state_dict(upstream),
+        }
+        if lora
+        else None,
         "Featurizer": {},
     }
     torch.save(payload, expdir / "dev-best.ckpt")
     return upstream
 
 
-@pytest.mark.parametrize("family, written", [("whisper", "adapter_config.json"), ("hubert_local", "adapter.safetensors")])
+@pytest.mark.parametrize(
+    "family, written", [("whisper", "adapter_config.json"), ("hubert_local", "adapter.safetensors")]
+)
 def test_cli_writes_adapters_and_merged(cli, family, written, folder, tmp_path, capsys):
     upstream = experiment(family, folder, tmp_path / "exp")
     assert cli([str(tmp_path / "exp"), str(tmp_path / "adapter")]) == 0

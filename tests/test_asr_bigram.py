@@ -39,7 +39,9 @@ def test_every_context_is_a_distribution() -> None:
         after[first][second] = probability
     assert set(after) == set(backoff)
     for first, seen in after.items():
-        rest = backoff[first] * sum(probability for word, probability in words.items() if word not in seen and word != "<s>")
+        rest = backoff[first] * sum(
+            probability for word, probability in words.items() if word not in seen and word != "<s>"
+        )
         assert sum(seen.values()) + rest == pytest.approx(1, abs=1e-3), first
     assert pairs["<s>", "THE"] > pairs["<s>", "A"]
 

@@ -25,22 +25,34 @@ def test_batched_over_layers_is_the_plain_loop(task, pool_first):
     if ctc and pool_first:
         pytest.skip("frames are not pooled for CTC")
     featurizer = build_featurizer("varan", num_layers + 1, dim, VaranOptions())
-    downstream = adapt_expert("t", StubExpert(dim, ctc), dim, num_layers, VaranOptions(head="linear"))
+    downstream = adapt_expert(
+        "t", StubExpert(dim, ctc), dim, num_layers, VaranOptions(head="linear")
+    )
     outputs = SYMBOLS if ctc else CLASSES
-    plain = PlainVaran(num_layers, dim, WIDTH, outputs, featurizer.prior, ctc=ctc, pool_first=pool_first)
+    plain = PlainVaran(
+        num_layers, dim, WIDTH, outputs, featurizer.prior, ctc=ctc, pool_first=pool_first
+    )
     heads = downstream.expert.model.heads
     with torch.no_grad():
         plain.posterior.load_state_dict(featurizer.posterior.state_dict())
-        for ours, theirs in ((heads.projector, plain.projectors), (heads.classifier, plain.classifiers)):
+        for ours, theirs in (
+            (heads.projector, plain.projectors),
+            (heads.classifier, plain.classifiers),
+        ):
             for index, layer in enumerate(theirs):
                 layer.weight.copy_(ours.weight[index]), layer.bias.copy_(ours.bias[index])
     lengths = torch.tensor([40, 29, 33])
     others = labels_of(3, 0.5, ctc, "cpu")
     results = []
     for batched in (True, False):
-        layers = [torch.randn(3, 40, dim, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(4)]
+        layers = [
+            torch.randn(3, 40, dim, generator=torch.Generator().manual_seed(i)).requires_grad_()
+            for i in range(4)
+        ]
         if batched:
-            stack = stack_layers([layers[index] for index in featurizer.layers], lengths, pool=downstream.pooled)
+            stack = stack_layers(
+                [layers[index] for index in featurizer.layers], lengths, pool=downstream.pooled
+            )
             loss = downstream("train", featurizer(stack), others, {}).loss
         else:
             loss = plain(layers[1:], lengths, *others)
@@ -50,7 +62,10 @@ def test_batched_over_layers_is_the_plain_loop(task, pool_first):
 
 
 def _run(out: Path, *sections: str) -> dict:
-    assert main([*sections, "--quick", "--tunings", "frozen", "--threads", "1", "--out", str(out)]) == 0
+    assert (
+        main([*sections, "--quick", "--tunings", "frozen", "--threads", "1", "--out", str(out)])
+        == 0
+    )
     saved = json.loads((out / "benchmark.json").read_text())
     for section in sections:
         with open(out / f"{section}.csv", newline="") as file:

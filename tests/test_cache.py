@@ -36,7 +36,9 @@ def _key(index: int) -> bytes:
 
 def _clips(count: int, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [0.1 * torch.randn(3200 + 320 * (index % 7), generator=generator) for index in range(count)]
+    return [
+        0.1 * torch.randn(3200 + 320 * (index % 7), generator=generator) for index in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,10 @@ def upstream():
 
 def test_stored_arrays_come_back_to_every_reader(tmp_path):
     writer, reader = SegmentStore(tmp_path), SegmentStore(tmp_path)
-    arrays = {index: _array(index, frames=index + 1).astype("f2" if index % 2 else "f4") for index in range(10)}
+    arrays = {
+        index: _array(index, frames=index + 1).astype("f2" if index % 2 else "f4")
+        for index in range(10)
+    }
     for index, array in arrays.items():
         writer.put(_key(index), array, length=index + 1)
     reader.refresh()
@@ -119,7 +124,10 @@ def test_a_writer_killed_at_any_moment_leaves_whole_records(tmp_path):
         writer = context.Process(target=_write_forever, args=(tmp_path,), daemon=True)
         writer.start()
         deadline = time.monotonic() + 20
-        while not any(path.stat().st_size > 10**6 for path in tmp_path.glob("*.seg")) and time.monotonic() < deadline:
+        while (
+            not any(path.stat().st_size > 10**6 for path in tmp_path.glob("*.seg"))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         time.sleep(0.003 * attempt)
         os.kill(writer.pid, signal.SIGKILL)
@@ -127,7 +135,9 @@ def test_a_writer_killed_at_any_moment_leaves_whole_records(tmp_path):
         store = SegmentStore(tmp_path)
         assert len(store) > 0
         for key in list(store.records):
-            np.testing.assert_array_equal(store.get(key)[0], _array(int.from_bytes(key, "big"), frames=2000))
+            np.testing.assert_array_equal(
+                store.get(key)[0], _array(int.from_bytes(key, "big"), frames=2000)
+            )
         for path in tmp_path.glob("*.seg"):
             path.unlink()
 
@@ -168,14 +178,19 @@ def test_features_are_those_of_the_upstream(tmp_path, upstream, pooled, normaliz
         cache = FeatureCache(tmp_path, upstream, pooled=pooled, normalize=normalize)
         for _ in range(2):  # computed (or found on disk), then from memory
             found = cache.encode(wavs, layers)
-            assert found.hidden.dtype == torch.float32 and found.lengths.tolist() == expected.lengths.tolist()
+            assert (
+                found.hidden.dtype == torch.float32
+                and found.lengths.tolist() == expected.lengths.tolist()
+            )
             for row, length in enumerate(expected.lengths):
                 torch.testing.assert_close(
                     found.hidden[row, :, :length], expected.hidden[row, :, :length],
                     rtol=1e-5 if pooled else 1e-3, atol=1e-5 if pooled else 1e-3,
                 )  # fmt: skip
                 assert (found.hidden[row, :, length:] == 0).all()
-        assert cache.misses == (5 if layers == [1, 2, 3, 4] else 0)  # other layers read the same entries
+        assert cache.misses == (
+            5 if layers == [1, 2, 3, 4] else 0
+        )  # other layers read the same entries
 
 
 def test_an_entry_does_not_depend_on_the_batch_it_came_in(tmp_path, upstream):
@@ -197,12 +212,17 @@ def test_every_sample_counts(upstream):
 
 def test_values_beyond_half_precision_are_kept(tmp_path, upstream, monkeypatch):
     monkeypatch.setattr(
-        "s3prl_varan.features.cache.stack_layers", lambda layers, *a, **k: stack_layers([1e6 * x for x in layers], *a, **k)
+        "s3prl_varan.features.cache.stack_layers",
+        lambda layers, *a, **k: stack_layers([1e6 * x for x in layers], *a, **k),
     )
     wavs = _clips(2)
     cache = FeatureCache(tmp_path, upstream, pooled=False)
     first = cache.encode(wavs, [4]).hidden
-    assert first.isfinite().all() and torch.equal(cache.encode(wavs, [4]).hidden, first) and cache.hits == 2
+    assert (
+        first.isfinite().all()
+        and torch.equal(cache.encode(wavs, [4]).hidden, first)
+        and cache.hits == 2
+    )
 
 
 @pytest.mark.parametrize("changed", ["weights", "selection", "normalize", "kept", "code"])
@@ -256,19 +276,30 @@ def test_two_processes_filling_one_cache_lose_nothing(tmp_path, upstream):
     wavs = _clips(60)
     found = cache.encode(wavs, [1, 2, 3, 4]).hidden
     assert cache.misses == 0 and len(list(cache.store.folder.glob("*.seg"))) == 2
-    alone = FeatureCache(tmp_path / "alone", upstream, pooled=True).encode(wavs, [1, 2, 3, 4]).hidden
-    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)  # other processes may sum in another order
+    alone = (
+        FeatureCache(tmp_path / "alone", upstream, pooled=True).encode(wavs, [1, 2, 3, 4]).hidden
+    )
+    torch.testing.assert_close(
+        found, alone, rtol=1e-5, atol=1e-5
+    )  # other processes may sum in another order
 
 
 def test_the_budget_is_kept_and_said_before_it_starts(tmp_path, upstream, caplog):
     wavs = _clips(40)
     cache = FeatureCache(tmp_path, upstream, pooled=False, budget_gb=20e-6)  # 20 KB
     message = cache.forecast([len(wav) for wav in wavs], len(wavs))
-    assert "40 clips need" in message and "20.0 KB" in message and "% of them fit" in message and "--cache_gb 0.01" in message
+    assert (
+        "40 clips need" in message
+        and "20.0 KB" in message
+        and "% of them fit" in message
+        and "--cache_gb 0.01" in message
+    )
     for _ in range(2):
         found = cache.encode(wavs, [4]).hidden
     stored = len(cache.store)
-    assert 0 < stored < 40 and sum(path.stat().st_size for path in tmp_path.rglob("*.seg")) <= 20_000
+    assert (
+        0 < stored < 40 and sum(path.stat().st_size for path in tmp_path.rglob("*.seg")) <= 20_000
+    )
     assert caplog.text.count("is full") == 1
     assert cache.misses == 40 + 40 - stored
     free = FeatureCache(tmp_path / "free", upstream, pooled=False)
@@ -276,7 +307,10 @@ def test_the_budget_is_kept_and_said_before_it_starts(tmp_path, upstream, caplog
     fits = free.forecast([len(wav) for wav in wavs], len(wavs))
     assert "fit" not in fits and "40 clips stored" in fits
     estimate = sum(free.entry_bytes(len(wav)) for wav in wavs)
-    assert abs(estimate / sum(path.stat().st_size for path in (tmp_path / "free").rglob("*.seg")) - 1) < 0.15
+    assert (
+        abs(estimate / sum(path.stat().st_size for path in (tmp_path / "free").rglob("*.seg")) - 1)
+        < 0.15
+    )
 
 
 def test_random_audio_does_not_fill_the_disk(tmp_path, upstream, caplog):
@@ -297,13 +331,21 @@ def _figures(expdir: Path) -> list[dict]:
 
 def _close(left: list[dict], right: list[dict], tolerance: float) -> bool:
     assert [row.keys() for row in left] == [row.keys() for row in right] and len(left) > 0
-    pairs = [(row[name], other[name]) for row, other in zip(left, right, strict=True) for name in row]
-    return all(a == b if isinstance(a, str) else abs(a - b) <= tolerance * (1 + abs(a)) for a, b in pairs)
+    pairs = [
+        (row[name], other[name]) for row, other in zip(left, right, strict=True) for name in row
+    ]
+    return all(
+        a == b if isinstance(a, str) else abs(a - b) <= tolerance * (1 + abs(a)) for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize("featurizer", ["varan", "weighted_sum"])
 def test_cached_training_gives_the_same_metrics(tmp_path, emotion_args, featurizer):
-    runs = {"plain": [], "filling": ["--cache", str(tmp_path / "cache")], "filled": ["--cache", str(tmp_path / "cache")]}
+    runs = {
+        "plain": [],
+        "filling": ["--cache", str(tmp_path / "cache")],
+        "filled": ["--cache", str(tmp_path / "cache")],
+    }
     for name, flags in runs.items():
         assert main(emotion_args(featurizer, "-p", str(tmp_path / name), *flags)) == 0
     plain, filling, filled = (_figures(tmp_path / name) for name in runs)
@@ -322,13 +364,27 @@ def test_cache_with_frames_gives_the_same_metrics(tmp_path, emotion_args):
     for name, flags in {"plain": [], "cached": ["--cache", "auto"]}.items():
         assert main(emotion_args("varan", "-p", str(tmp_path / name), *flags, **deep)) == 0
     assert list((tmp_path / "cached" / "cache").glob("*-frames-*/*.seg"))
-    plain, cached = ([{"loss": row["loss"]} for row in _figures(tmp_path / name)] for name in ("plain", "cached"))
+    plain, cached = (
+        [{"loss": row["loss"]} for row in _figures(tmp_path / name)] for name in ("plain", "cached")
+    )
     assert _close(plain, cached, 2e-3)  # half precision
 
 
 def test_evaluation_uses_the_cache_and_recomputes_what_is_damaged(tmp_path, emotion_args, capsys):
     expdir, cache = tmp_path / "exp", tmp_path / "cache"
-    assert main(emotion_args("varan", "-p", str(expdir), "--cache", str(cache), **{"config.runner.total_steps": 20})) == 0
+    assert (
+        main(
+            emotion_args(
+                "varan",
+                "-p",
+                str(expdir),
+                "--cache",
+                str(cache),
+                **{"config.runner.total_steps": 20},
+            )
+        )
+        == 0
+    )
     path = next(cache.rglob("*.seg"))
     content = bytearray(path.read_bytes())
     for start in range(HEADER_BYTES + 20, len(content), 4096):
@@ -337,7 +393,23 @@ def test_evaluation_uses_the_cache_and_recomputes_what_is_damaged(tmp_path, emot
     assert cache_main(["info", str(cache), "--verify"]) == 0
     shown = capsys.readouterr().out
     assert "damaged" in shown and " 0 damaged" not in shown
-    assert main(["-m", "evaluate", "-t", "test", "-e", str(expdir), "--device", "cpu", "--cache", str(cache)]) == 0
+    assert (
+        main(
+            [
+                "-m",
+                "evaluate",
+                "-t",
+                "test",
+                "-e",
+                str(expdir),
+                "--device",
+                "cpu",
+                "--cache",
+                str(cache),
+            ]
+        )
+        == 0
+    )
     rows = [row for row in _figures(expdir) if row["split"] == "test"]
     assert abs(rows[-1]["loss"] - rows[-2]["loss"]) < 1e-4
     assert len(list(cache.rglob("*.seg"))) == 2  # the repaired entries
@@ -362,9 +434,16 @@ def test_info_and_clear(tmp_path, upstream, capsys):
     FeatureCache(tmp_path / "cache", upstream, pooled=True).encode(_clips(3), [0])
     FeatureCache(tmp_path / "cache", upstream, pooled=False).encode(_clips(4), [0])
     (tmp_path / "cache" / "mine.txt").write_text("kept")
-    assert cache_main(["info", str(tmp_path), "--verify"]) == 0  # an experiment folder with cache/ in it
+    assert (
+        cache_main(["info", str(tmp_path), "--verify"]) == 0
+    )  # an experiment folder with cache/ in it
     shown = capsys.readouterr().out
-    assert "3 clips" in shown and "4 clips" in shown and "0 damaged" in shown and "5 hidden states of 24" in shown
+    assert (
+        "3 clips" in shown
+        and "4 clips" in shown
+        and "0 damaged" in shown
+        and "5 hidden states of 24" in shown
+    )
     assert cache_main(["clear", str(tmp_path / "cache"), "--upstream", "wavlm"]) == 2
     assert "nothing of upstream 'wavlm'" in capsys.readouterr().err
     assert cache_main(["clear", str(tmp_path / "cache")]) == 0
@@ -373,7 +452,11 @@ def test_info_and_clear(tmp_path, upstream, capsys):
 
 
 def test_the_script_starts(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "run" / "cache.py"), "info", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run" / "cache.py"), "info", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "no cached features" in done.stdout
 
 
@@ -390,8 +473,13 @@ def test_a_clip_is_hashed_once_and_again_when_it_changes(monkeypatch):
     from s3prl_varan.features import clip_keys
 
     calls = []
-    monkeypatch.setattr(clip_keys, "clip_key", lambda wav, real=clip_keys.clip_key: calls.append(1) or real(wav))
-    keys, samples = clip_keys.ClipKeys(), np.random.default_rng(0).standard_normal(16000).astype("float32")
+    monkeypatch.setattr(
+        clip_keys, "clip_key", lambda wav, real=clip_keys.clip_key: calls.append(1) or real(wav)
+    )
+    keys, samples = (
+        clip_keys.ClipKeys(),
+        np.random.default_rng(0).standard_normal(16000).astype("float32"),
+    )
     wav = torch.from_numpy(samples)
     first = keys(wav)
     assert keys(torch.from_numpy(samples)) == first and len(calls) == 1

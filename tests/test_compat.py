@@ -71,14 +71,21 @@ def test_load_from_an_open_file_and_without_normalising(tmp_path, wave):
 
 def test_info_states_the_header(stereo_file):
     info = torchaudio.info(stereo_file)
-    assert (info.sample_rate, info.num_frames, info.num_channels, info.bits_per_sample) == (8000, 3200, 2, 32)
+    assert (info.sample_rate, info.num_frames, info.num_channels, info.bits_per_sample) == (
+        8000,
+        3200,
+        2,
+        32,
+    )
     assert info.encoding == "PCM_F"
 
 
 def test_effects_of_the_speech_commands_expert(stereo_file, wave):
     from torchaudio.sox_effects import apply_effects_file, apply_effects_tensor
 
-    mixed, rate = apply_effects_file(str(stereo_file), [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]])
+    mixed, rate = apply_effects_file(
+        str(stereo_file), [["channels", "1"], ["rate", "16000"], ["gain", "-3.0"]]
+    )
     assert (mixed.shape, rate) == ((1, 6400), 16000)
     assert mixed.abs().max() < 1e-6  # the two channels cancel out
     louder, _ = apply_effects_tensor(wave, 16000, [["gain", "6.0"]])
@@ -105,9 +112,15 @@ def test_experts_import_without_librosa_and_catalyst(name):
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)  # makes `import pandas` fail
-    for module in ("s3prl.downstream.fluent_commands.expert", "s3prl.downstream.fluent_commands.dataset"):
+    for module in (
+        "s3prl.downstream.fluent_commands.expert",
+        "s3prl.downstream.fluent_commands.dataset",
+    ):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(UserError, match="downstream 'fluent_commands' needs the package 'pandas'.*pip install pandas"):
+    with pytest.raises(
+        UserError,
+        match="downstream 'fluent_commands' needs the package 'pandas'.*pip install pandas",
+    ):
         compat.import_downstream("fluent_commands")
 
 

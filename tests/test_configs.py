@@ -28,11 +28,15 @@ def test_shipped_configs_are_valid_and_name_their_command(path):
     )
     assert path.read_text().startswith("# python run_downstream.py ")
     for name in names:
-        checked = config.check_config(config.read_config(path), name, shipped_reference(path.parent.name), str(path))
+        checked = config.check_config(
+            config.read_config(path), name, shipped_reference(path.parent.name), str(path)
+        )
         layer = 2 if name == "layer" else None
         featurizer = build_featurizer(name, 13, 48, checked.featurizer, layer)
         optimizer = optimizer_class(checked.optimizer)(
-            featurizer.parameters() if list(featurizer.parameters()) else [torch.nn.Parameter(torch.zeros(1))],
+            featurizer.parameters()
+            if list(featurizer.parameters())
+            else [torch.nn.Parameter(torch.zeros(1))],
             lr=checked.optimizer.lr,
             **checked.optimizer_extra,
         )
@@ -52,12 +56,18 @@ def test_numbers_without_a_dot_are_numbers():
 
 def test_overrides_are_split_and_parsed_as_yaml():
     pairs = config.split_override("config.a.b=[1, 2],, args.seed=3 ,,config.c.d=null")
-    assert pairs == [(["config", "a", "b"], [1, 2]), (["args", "seed"], 3), (["config", "c", "d"], None)]
+    assert pairs == [
+        (["config", "a", "b"], [1, 2]),
+        (["args", "seed"], 3),
+        (["config", "c", "d"], None),
+    ]
 
 
 def test_yaml_never_runs_code(tmp_path: Path):
     path = tmp_path / "evil.yaml"
-    path.write_text("runner: !!python/object/apply:os.system ['touch " + str(tmp_path / "run") + "']")
+    path.write_text(
+        "runner: !!python/object/apply:os.system ['touch " + str(tmp_path / "run") + "']"
+    )
     with pytest.raises(UserError, match="not a YAML file"):
         config.read_config(path)
     assert not (tmp_path / "run").exists()
@@ -65,7 +75,14 @@ def test_yaml_never_runs_code(tmp_path: Path):
 
 def test_coercion():
     assert config.coerce(3, float) == 3 and config.coerce(None, float | None) is None
-    for value, hint in ((True, int), ("3", int), (1.5, int), ("x", float), ("all", list[int]), (True, float)):
+    for value, hint in (
+        (True, int),
+        ("3", int),
+        (1.5, int),
+        ("x", float),
+        ("all", list[int]),
+        (True, float),
+    ):
         with pytest.raises(ValueError):
             config.coerce(value, hint)
 
@@ -80,4 +97,6 @@ def test_every_package_is_listed_for_installation():
     parser = configparser.ConfigParser()
     parser.read(listing)
     listed = set(parser["options"]["packages"].split())
-    assert {".".join(path.parent.relative_to(root.parent).parts) for path in root.rglob("__init__.py")} <= listed
+    assert {
+        ".".join(path.parent.relative_to(root.parent).parts) for path in root.rglob("__init__.py")
+    } <= listed

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from s3prl_varan import LayerPosterior, UserError, aggregate_log_probs, elbo, layer_prior, masked_mean
+from s3prl_varan import (
+    LayerPosterior,
+    UserError,
+    aggregate_log_probs,
+    elbo,
+    layer_prior,
+    masked_mean,
+)
 from s3prl_varan.config.options import PRIORS
 from s3prl_varan.featurizers.posterior import num_attention_heads
 from s3prl_varan.layerwise.heads import ExpertHeads, LinearHeads
@@ -24,7 +31,12 @@ def test_chi2_prior_is_scipys(df, nc):
 
     points = torch.linspace(*ncx2.ppf([0.01, 0.99], df, nc).tolist(), 12, dtype=torch.float64)
     expected = torch.from_numpy(ncx2.pdf(points, df, nc)) * (points[1] - points[0])
-    torch.testing.assert_close(layer_prior("chi2", 12, chi2_df=df, chi2_nc=nc)[1:], expected[1:].float(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        layer_prior("chi2", 12, chi2_df=df, chi2_nc=nc)[1:],
+        expected[1:].float(),
+        rtol=1e-5,
+        atol=1e-7,
+    )
 
 
 def test_prior_refuses_what_it_does_not_know():
@@ -56,19 +68,26 @@ def test_masked_mean_has_the_gradient_of_a_mean(layers_first, padding):
     weights = torch.randn(3, 2, 5)
     (masked_mean(hidden, lengths) * weights).sum().backward()
     for i, n in enumerate(lengths):
-        torch.testing.assert_close(hidden.grad[i, :, :n], (weights[i, :, None] / n).expand(2, int(n), 5))
+        torch.testing.assert_close(
+            hidden.grad[i, :, :n], (weights[i, :, None] / n).expand(2, int(n), 5)
+        )
         assert (hidden.grad[i, :, n:] == 0).all()
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_folded_heads_are_the_same_function(shared):
     heads = LinearHeads(3, 16, 64, 4, per_frame=True, shared=shared)
-    hidden, lengths = torch.randn(5, 3, 20, 16, requires_grad=True), torch.tensor([20, 11, 7, 20, 1])
+    hidden, lengths = (
+        torch.randn(5, 3, 20, 16, requires_grad=True),
+        torch.tensor([20, 11, 7, 20, 1]),
+    )
     results = []
     for folds in (True, False):
         heads._folds = lambda rows, folds=folds: folds
         logits, _ = heads(hidden, lengths)
-        results.append((logits, *torch.autograd.grad(logits.square().sum(), [hidden, *heads.parameters()])))
+        results.append(
+            (logits, *torch.autograd.grad(logits.square().sum(), [hidden, *heads.parameters()]))
+        )
     for folded, plain in zip(*results, strict=True):
         torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
     fresh = LinearHeads(3, 16, 64, 4, per_frame=True, dropout=0.1)
@@ -122,14 +141,20 @@ def test_elbo_with_one_layer_is_the_mean_loss():
 def test_recipes_differ_only_where_examples_differ():
     logits, prior = torch.randn(4, 3), layer_prior("uniform", 3)
     same = torch.rand(1, 3).expand(4, 3)
-    torch.testing.assert_close(elbo(same, logits, prior, 0).nll, elbo(same, logits, prior, 0, nll="batch_mean").nll)
+    torch.testing.assert_close(
+        elbo(same, logits, prior, 0).nll, elbo(same, logits, prior, 0, nll="batch_mean").nll
+    )
     nll = torch.rand(4, 3)
-    assert not torch.isclose(elbo(nll, logits, prior, 0).nll, elbo(nll, logits, prior, 0, nll="batch_mean").nll)
+    assert not torch.isclose(
+        elbo(nll, logits, prior, 0).nll, elbo(nll, logits, prior, 0, nll="batch_mean").nll
+    )
 
 
 def test_objective_stays_in_float32_and_finite_for_extreme_halves():
     logits = torch.tensor([[60000.0, -60000.0, 0.0]], dtype=torch.float16)
-    result = elbo(torch.full((1, 3), 1000.0, dtype=torch.float16), logits, layer_prior("uniform", 3), 0.05)
+    result = elbo(
+        torch.full((1, 3), 1000.0, dtype=torch.float16), logits, layer_prior("uniform", 3), 0.05
+    )
     assert result.loss.dtype == torch.float32 and torch.isfinite(result.loss)
 
 
@@ -138,7 +163,9 @@ def test_aggregation_of_a_certain_posterior_is_that_layer(how):
     log_probs = torch.randn(2, 3, 5).log_softmax(-1)
     logits = torch.tensor([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0]])
     expected = torch.stack([log_probs[0, 1], log_probs[1, 0]])
-    torch.testing.assert_close(aggregate_log_probs(log_probs, logits, how), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        aggregate_log_probs(log_probs, logits, how), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_mixture_is_a_distribution_over_frames_too():
@@ -156,9 +183,16 @@ def test_batched_heads_equal_a_loop_over_layers(shared, per_frame):
     logits, _ = heads(hidden, lengths)
     for layer in range(3):
         at = 0 if shared else layer
-        weights = [heads.projector.weight[at], heads.projector.bias[at], heads.classifier.weight[at], heads.classifier.bias[at]]
+        weights = [
+            heads.projector.weight[at],
+            heads.projector.bias[at],
+            heads.classifier.weight[at],
+            heads.classifier.bias[at],
+        ]
         inputs = hidden[:, layer] if per_frame else masked_mean(hidden, lengths)[:, layer]
-        plain = torch.nn.functional.linear(torch.nn.functional.linear(inputs, *weights[:2]), *weights[2:])
+        plain = torch.nn.functional.linear(
+            torch.nn.functional.linear(inputs, *weights[:2]), *weights[2:]
+        )
         torch.testing.assert_close(logits[:, layer], plain, atol=1e-6, rtol=1e-5)
 
 

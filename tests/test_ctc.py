@@ -21,7 +21,9 @@ def spikes(units: list[int], sharpness: float = 4.0) -> torch.Tensor:
 
 def test_heads_that_agree_but_not_on_the_frame_keep_their_letter() -> None:
     """Frame by frame blank outvotes the letter at every frame; as a sequence both layers say A."""
-    layers = torch.stack([spikes([BLANK, A, BLANK, BLANK, BLANK]), spikes([BLANK, BLANK, BLANK, A, BLANK])])[None]
+    layers = torch.stack(
+        [spikes([BLANK, A, BLANK, BLANK, BLANK]), spikes([BLANK, BLANK, BLANK, A, BLANK])]
+    )[None]
     layers = layers + torch.tensor([0.2, 0.0, 0.0])  # a little more blank everywhere, as CTC has it
     layers, logits, lengths = layers.log_softmax(dim=-1), torch.zeros(1, 2), torch.tensor([5])
     for how in ("geometric", "mixture"):
@@ -34,7 +36,9 @@ def test_heads_that_agree_but_not_on_the_frame_keep_their_letter() -> None:
 def test_the_posterior_decides_between_layers_that_disagree() -> None:
     layers = torch.stack([spikes([A, A, BLANK]), spikes([B, BLANK, BLANK])])[None]
     for logits, expected in ((torch.tensor([[3.0, 0.0]]), A), (torch.tensor([[0.0, 3.0]]), B)):
-        labels, _ = greedy_labels(select_sequence(layers, logits, torch.tensor([3]), BLANK), torch.tensor([3]), BLANK)
+        labels, _ = greedy_labels(
+            select_sequence(layers, logits, torch.tensor([3]), BLANK), torch.tensor([3]), BLANK
+        )
         assert labels[0, 0] == expected
 
 
@@ -46,12 +50,29 @@ def test_equals_a_loop_over_utterances_layers_and_candidates() -> None:
     chosen = select_sequence(log_probs, logits, lengths, BLANK)
     for index, length in enumerate(lengths.tolist()):
         own, posterior = log_probs[index, :, :length], logits[index].softmax(dim=-1)
-        sources = [*own, *(aggregate_log_probs(own[None], logits[index, None], how)[0] for how in ("geometric", "mixture"))]
+        sources = [
+            *own,
+            *(
+                aggregate_log_probs(own[None], logits[index, None], how)[0]
+                for how in ("geometric", "mixture")
+            ),
+        ]
         scores = []
         for source in sources:
-            units = [int(unit) for unit in torch.unique_consecutive(source.argmax(dim=-1)) if unit != BLANK]
+            units = [
+                int(unit)
+                for unit in torch.unique_consecutive(source.argmax(dim=-1))
+                if unit != BLANK
+            ]
             nll = [
-                F.ctc_loss(layer[:, None], torch.tensor([units]).long(), [length], [len(units)], blank=BLANK, reduction="sum")
+                F.ctc_loss(
+                    layer[:, None],
+                    torch.tensor([units]).long(),
+                    [length],
+                    [len(units)],
+                    blank=BLANK,
+                    reduction="sum",
+                )
                 for layer in own
             ]
             scores.append(-(posterior * torch.stack(nll)).sum())
@@ -68,6 +89,10 @@ def test_greedy_labels_merges_repeats_and_ignores_padding() -> None:
 
 def test_refused_where_there_is_no_sequence() -> None:
     expert = nn.Module()
-    expert.projector, expert.model, expert.objective = nn.Linear(8, 4), nn.Linear(4, 3), nn.CrossEntropyLoss()
+    expert.projector, expert.model, expert.objective = (
+        nn.Linear(8, 4),
+        nn.Linear(4, 3),
+        nn.CrossEntropyLoss(),
+    )
     with pytest.raises(UserError, match="sequence is for CTC"):
         adapt_expert("emotion", expert, 8, 2, VaranOptions(prediction="sequence"))

@@ -16,7 +16,15 @@ import soundfile
 import torch
 
 from s3prl_varan import audio
-from s3prl_varan.corpora import dictionary, iemocap, librispeech, manifest, metadata, ravdess, synthetic
+from s3prl_varan.corpora import (
+    dictionary,
+    iemocap,
+    librispeech,
+    manifest,
+    metadata,
+    ravdess,
+    synthetic,
+)
 from s3prl_varan.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run" / "prepare_data.py"
@@ -54,7 +62,12 @@ def test_read_audio_mixes_down_and_resamples(tmp_path):
 
 def test_audio_info_reads_the_header(tmp_path):
     info = audio.audio_info(tone(tmp_path / "a.flac", 0.5, 44100, 2))
-    assert (info.num_samples, info.rate, info.channels, info.is_16k_mono) == (22050, 44100, 2, False)
+    assert (info.num_samples, info.rate, info.channels, info.is_16k_mono) == (
+        22050,
+        44100,
+        2,
+        False,
+    )
     assert info.samples_16k == 8000
 
 
@@ -123,7 +136,10 @@ def test_ravdess_folds_keep_speakers_apart_and_sexes_even(small_ravdess, tmp_pat
         tested += sorted(test)
     assert sorted(tested) == list(range(1, 25))
     assert speakers(out, "released", "train") == set(range(1, 20))
-    assert speakers(out, "released", "dev") == {20, 21} and speakers(out, "released", "test") == {22, 23}
+    assert speakers(out, "released", "dev") == {20, 21} and speakers(out, "released", "test") == {
+        22,
+        23,
+    }
     meta = read_meta(out, "Session1", "train")
     assert list(meta["labels"]) == "neutral happy sad angry fearful disgust surprised".split()
     assert list(meta["labels"].values()) == list(range(7))
@@ -207,7 +223,9 @@ def test_s3prls_emotion_dataset_reads_what_was_written(small_ravdess, tmp_path):
     ravdess.prepare_ravdess(small_ravdess, out)
     dataset_class = import_downstream("emotion").IEMOCAPDataset
     for split in ("train", "dev", "test"):
-        dataset = dataset_class(str(small_ravdess), str(out / "Session2" / f"{split}_meta_data.json"), pre_load=False)
+        dataset = dataset_class(
+            str(small_ravdess), str(out / "Session2" / f"{split}_meta_data.json"), pre_load=False
+        )
         assert dataset.class_num == 7
         for wave, label, _ in dataset:
             assert wave.shape == (800,) and 0 <= label < 7
@@ -240,8 +258,12 @@ def test_a_dev_file_of_an_earlier_preparation_goes_away(tmp_path):
     out = tmp_path / "meta"
     clips = [metadata.Clip(tmp_path / "a.wav", "neu", "Ses01F", audio.AudioInfo(16000, 16000, 1))]
     summary = metadata.CorpusSummary("x", tmp_path, out)
-    metadata.write_emotion_metadata(summary, iemocap.LABELS, {"fold1": {"train": clips, "dev": clips, "test": clips}})
-    metadata.write_emotion_metadata(summary, iemocap.LABELS, {"fold1": {"train": clips, "test": clips}})
+    metadata.write_emotion_metadata(
+        summary, iemocap.LABELS, {"fold1": {"train": clips, "dev": clips, "test": clips}}
+    )
+    metadata.write_emotion_metadata(
+        summary, iemocap.LABELS, {"fold1": {"train": clips, "test": clips}}
+    )
     assert sorted(p.name for p in (out / "Session1").iterdir()) == [
         "test_meta_data.json",
         "train_meta_data.json",
@@ -280,7 +302,9 @@ def small_iemocap(tmp_path):
                 tone(folder / "sentences" / "wav" / dialog / f"{name}.wav")
             (folder / "dialog" / "EmoEvaluation").mkdir(parents=True, exist_ok=True)
             (folder / "dialog" / "EmoEvaluation" / f"{dialog}.txt").write_text("\n".join(lines))
-            (folder / "dialog" / "EmoEvaluation" / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07")
+            (folder / "dialog" / "EmoEvaluation" / f"._{dialog}.txt").write_bytes(
+                b"\x00\x05\x16\x07"
+            )
     return root
 
 
@@ -292,11 +316,16 @@ def test_iemocap_leaves_one_session_out(small_iemocap, tmp_path):
         train, test = (read_meta(out, f"Session{session}", split) for split in ("train", "test"))
         assert train["labels"] == test["labels"] == {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
         assert len(train["meta_data"]) == 40 and len(test["meta_data"]) == 10
-        assert all(row["path"].startswith(f"Session{session}/sentences/wav/") for row in test["meta_data"])
+        assert all(
+            row["path"].startswith(f"Session{session}/sentences/wav/") for row in test["meta_data"]
+        )
         assert not any(row["path"].startswith(f"Session{session}/") for row in train["meta_data"])
         assert not (out / f"Session{session}" / "dev_meta_data.json").exists()
     labels = [row["label"] for row in test["meta_data"]]
-    assert labels.count("hap") == 4 and {row["speaker"] for row in test["meta_data"]} == {"Ses05F", "Ses05M"}
+    assert labels.count("hap") == 4 and {row["speaker"] for row in test["meta_data"]} == {
+        "Ses05F",
+        "Ses05M",
+    }
 
 
 def test_iemocap_equals_s3prls_own_preprocessing(small_iemocap, tmp_path, monkeypatch):
@@ -322,7 +351,9 @@ def test_iemocap_layout_problems(small_iemocap, tmp_path):
     out = tmp_path / "meta"
     with pytest.raises(UserError, match=f"found 0 of them. Give {small_iemocap}"):
         iemocap.prepare_iemocap(small_iemocap.parent, out)
-    gone = next((small_iemocap / "Session2" / "sentences" / "wav" / "Ses02F_impro01").glob("*F000.wav"))
+    gone = next(
+        (small_iemocap / "Session2" / "sentences" / "wav" / "Ses02F_impro01").glob("*F000.wav")
+    )
     gone.unlink()
     shutil.rmtree(small_iemocap / "Session3" / "dialog")
     with pytest.raises(UserError) as raised:
@@ -334,7 +365,9 @@ def test_iemocap_layout_problems(small_iemocap, tmp_path):
 
 # ---------------------------------------------------------------- the synthetic corpus
 
-needs_espeak = pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader not installed")
+needs_espeak = pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader not installed"
+)
 
 
 def digest(root):
@@ -361,7 +394,9 @@ def test_synthetic_emotions_differ_in_rate_and_loudness(tmp_path):
     synthetic.synthesise_corpus(tmp_path / "a", actors=8)
 
     def mean(emotion, value):
-        return numpy.mean([value(soundfile.read(p)[0]) for p in (tmp_path / "a").glob(f"*/03-01-{emotion}-*.wav")])
+        return numpy.mean(
+            [value(soundfile.read(p)[0]) for p in (tmp_path / "a").glob(f"*/03-01-{emotion}-*.wav")]
+        )
 
     assert mean("04", len) > 1.2 * mean("06", len)  # sad is slow, fearful is hasty
     assert mean("05", numpy.std) > 1.3 * mean("04", numpy.std)  # angry is loud, sad is soft
@@ -393,11 +428,19 @@ def test_synthetic_names_the_missing_package(tmp_path, monkeypatch):
 
 
 def test_text_is_normalised():
-    assert dictionary.normalise_text("Don’t  stop -- it's 'e-mail', (really)…\t") == "DON'T STOP IT'S 'E MAIL' REALLY"
+    assert (
+        dictionary.normalise_text("Don’t  stop -- it's 'e-mail', (really)…\t")
+        == "DON'T STOP IT'S 'E MAIL' REALLY"
+    )
     assert dictionary.normalise_text("- ' -") == ""
-    assert dictionary.unknown_symbols("PRESS 1 & 11", dictionary.load_alphabet()) == {"1": 3, "&": 1}
+    assert dictionary.unknown_symbols("PRESS 1 & 11", dictionary.load_alphabet()) == {
+        "1": 3,
+        "&": 1,
+    }
     assert dictionary.drop_symbols("PRESS 1 & GO", dictionary.load_alphabet()) == "PRESS GO"
-    assert not dictionary.unknown_symbols("GRÜßE ÇA", None) and dictionary.unknown_symbols("Ü2", None) == {"2": 1}
+    assert not dictionary.unknown_symbols("GRÜßE ÇA", None) and dictionary.unknown_symbols(
+        "Ü2", None
+    ) == {"2": 1}
 
 
 @pytest.fixture
@@ -410,7 +453,11 @@ def s3prl_dictionary():
 def test_shipped_dictionary_loads_in_s3prl(s3prl_dictionary):
     loaded = s3prl_dictionary.load(str(dictionary.CHAR_DICT))
     assert (loaded.bos(), loaded.pad(), loaded.eos(), loaded.unk(), len(loaded)) == (0, 1, 2, 3, 32)
-    assert set(loaded.symbols[4:]) == {*"ABCDEFGHIJKLMNOPQRSTUVWXYZ'|"} == dictionary.load_alphabet() | {"|"}
+    assert (
+        set(loaded.symbols[4:])
+        == {*"ABCDEFGHIJKLMNOPQRSTUVWXYZ'|"}
+        == dictionary.load_alphabet() | {"|"}
+    )
     encoded = loaded.encode_line("H I | Y O U |", line_tokenizer=str.split)
     assert encoded[-1] == loaded.eos() and len(loaded) == 32  # nothing was added on the way
     assert loaded.string(encoded.tolist()) == "H I | Y O U |"
@@ -438,7 +485,9 @@ def small_libri(tmp_path):
         names = [f"{speaker}-10-{i:04d}" for i in range(3)]
         for i, name in enumerate(names):
             tone(folder / f"{name}.{('flac', 'wav', 'ogg')[i]}", 0.1 * (i + 1))
-        (folder / f"{speaker}-10.trans.txt").write_text("".join(f"{name} HELLO WORLD\n" for name in names))
+        (folder / f"{speaker}-10.trans.txt").write_text(
+            "".join(f"{name} HELLO WORLD\n" for name in names)
+        )
     return root
 
 
@@ -472,7 +521,9 @@ def test_librispeech_lists_everything_wrong(small_libri, tmp_path):
     with open(train / "1-10.trans.txt", "a") as file:
         file.write("1-10-0007 NO AUDIO\n1-10-0008\n1-10-0010.v2 A\n1-10-0011 A\n1-10-0012 A\n")
     tone(train / "1-10-0008.flac")
-    (test / "2-10.trans.txt").write_text("2-10-0000 FINE\n2-10-0001 ROOM 101\n2-10-0001 AGAIN\n2-10-0002 FINE\n")
+    (test / "2-10.trans.txt").write_text(
+        "2-10-0000 FINE\n2-10-0001 ROOM 101\n2-10-0001 AGAIN\n2-10-0002 FINE\n"
+    )
     tone(small_libri / "test-x" / "2" / "11" / "2-11-0000.flac")
     with pytest.raises(UserError) as raised:
         librispeech.prepare_librispeech(small_libri, tmp_path / "out")
@@ -617,7 +668,11 @@ def test_manifest_refuses_digits_until_told_what_to_do(small_manifest, tmp_path)
     summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", unknown="drop_symbol")
     texts = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.trans.txt"))
     assert "p-0 PRESS OR WAIT\n" in texts and sum(row.utterances for row in summary.rows) == 19
-    assert len(summary.skipped) == 1 and "p 1.wav" in summary.skipped[0] and "digit one" in str(summary)
+    assert (
+        len(summary.skipped) == 1
+        and "p 1.wav" in summary.skipped[0]
+        and "digit one" in str(summary)
+    )
     summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", unknown="drop_utterance")
     assert sum(row.utterances for row in summary.rows) == 18 and len(summary.skipped) == 2
     assert not any("p-0 " in path.read_text() for path in (tmp_path / "out").rglob("*.trans.txt"))
@@ -649,7 +704,9 @@ def test_manifest_of_another_language_gets_its_dictionary(small_manifest, tmp_pa
     with pytest.raises(UserError, match="'Ö'.*\n.*--build_dict"):
         manifest.prepare_manifest(small_manifest, tmp_path / "out")
     summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", build_dict=True)
-    assert "Ö" in dictionary.load_alphabet(tmp_path / "out" / "char.dict") and "dict_path=" in str(summary)
+    assert "Ö" in dictionary.load_alphabet(tmp_path / "out" / "char.dict") and "dict_path=" in str(
+        summary
+    )
     edit(small_manifest, 0, "p 0.wav\tHoeren Sie, bitte")
     manifest.prepare_manifest(small_manifest, tmp_path / "out")
     assert not (tmp_path / "out" / "char.dict").exists()  # a stale one would not fit
@@ -678,7 +735,11 @@ def test_manifest_options_and_missing_file(small_manifest, tmp_path):
 def test_real_prompts(shared_dir, tmp_path):
     path = shared_dir / "data" / "asterisk_en" / "transcripts.tsv"
     summary = manifest.prepare_manifest(path, tmp_path, unknown="drop_symbol")
-    assert {row.split: row.utterances for row in summary.rows} == {"train": 443, "dev": 55, "test": 55}
+    assert {row.split: row.utterances for row in summary.rows} == {
+        "train": 443,
+        "dev": 55,
+        "test": 55,
+    }
     assert summary.converted == 0 and not summary.skipped
 
 
@@ -686,7 +747,13 @@ def test_real_prompts(shared_dir, tmp_path):
 
 
 def command(*args, cwd):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_command_runs_from_anywhere_and_reports_mistakes_without_a_traceback(small_libri, tmp_path):
@@ -695,7 +762,10 @@ def test_command_runs_from_anywhere_and_reports_mistakes_without_a_traceback(sma
     assert (tmp_path / "out" / "train-x.csv").is_file()
     failed = command("ravdess", tmp_path / "nowhere", cwd=tmp_path)
     assert failed.returncode == 2 and failed.stdout == ""
-    assert failed.stderr.startswith("error: RAVDESS: no folder at") and "Traceback" not in failed.stderr
+    assert (
+        failed.stderr.startswith("error: RAVDESS: no folder at")
+        and "Traceback" not in failed.stderr
+    )
 
 
 def test_command_help_needs_no_heavy_import(tmp_path):

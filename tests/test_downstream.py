@@ -33,7 +33,10 @@ class EmotionLike(nn.Module):
         padded = nn.utils.rnn.pad_sequence(features, batch_first=True)
         predicted, _ = self.model(self.projector(padded), lengths)
         records["predicted"].append(predicted)
-        return sum(self.objective(predicted[:, start:end], label) for (start, end), label in zip(self.slots, labels, strict=True))
+        return sum(
+            self.objective(predicted[:, start:end], label)
+            for (start, end), label in zip(self.slots, labels, strict=True)
+        )
 
 
 class SeveralSlots(EmotionLike):
@@ -46,7 +49,9 @@ def features(layers, frames=5, batch=3):
     prior = torch.full((layers,), 1 / layers)
     lengths = torch.tensor([frames, 2, 1][:batch])
     logits = torch.randn(batch, layers)
-    return LayerFeatures(torch.randn(batch, layers, frames, DIM), lengths, logits, prior, logits.softmax(-1))
+    return LayerFeatures(
+        torch.randn(batch, layers, frames, DIM), lengths, logits, prior, logits.softmax(-1)
+    )
 
 
 @pytest.mark.parametrize("head", ["expert", "linear"])
@@ -55,9 +60,15 @@ def test_one_layer_is_the_experts_own_head(head):
     plain = EmotionLike()
     adapted = adapt_expert("emotion", EmotionLike(), DIM, 1, HeadOptions(head=head, head_dim=8))
     heads = adapted.expert.model.heads
-    heads.projector.weight.data, heads.projector.bias.data = plain.projector.weight.data[None], plain.projector.bias.data[None]
+    heads.projector.weight.data, heads.projector.bias.data = (
+        plain.projector.weight.data[None],
+        plain.projector.bias.data[None],
+    )
     last = plain.model.post_net.linear
-    heads.classifier.weight.data, heads.classifier.bias.data = last.weight.data[None], last.bias.data[None]
+    heads.classifier.weight.data, heads.classifier.bias.data = (
+        last.weight.data[None],
+        last.bias.data[None],
+    )
     inputs, labels = features(1), [torch.tensor([0, 3, 5])]
     sequences = [inputs.hidden[i, 0, :n] for i, n in enumerate(inputs.lengths)]
     theirs = plain("train", sequences, labels, defaultdict(list))
@@ -100,19 +111,30 @@ def test_pooled_features_give_what_all_frames_give():
     assert adapted.pooled
     inputs = features(4)
     mean = masked_mean(inputs.hidden, inputs.lengths)[:, :, None]
-    pooled = LayerFeatures(mean, torch.ones(3, dtype=torch.long), inputs.posterior_logits, inputs.prior, inputs.layer_weights)
+    pooled = LayerFeatures(
+        mean,
+        torch.ones(3, dtype=torch.long),
+        inputs.posterior_logits,
+        inputs.prior,
+        inputs.layer_weights,
+    )
     torch.testing.assert_close(adapted.predict(pooled).log_probs, adapted.predict(inputs).log_probs)
 
 
 def test_what_cannot_be_adapted_is_refused():
     expert = EmotionLike()
     expert.objective = nn.MSELoss()
-    with pytest.raises(UserError, match="'mine' cannot be adapted: its expert has no projector -> model -> objective"):
+    with pytest.raises(
+        UserError,
+        match="'mine' cannot be adapted: its expert has no projector -> model -> objective",
+    ):
         adapt_expert("mine", expert, DIM, 2, VaranOptions())
     with pytest.raises(UserError, match="cannot be adapted"):
         adapt_expert("mine", types.SimpleNamespace(projector=None), DIM, 2, VaranOptions())
     from s3prl.downstream.emotion.model import DeepModel
 
-    deep = DeepModel(8, CLASSES, "CNNSelfAttention", 5, hidden_dim=4, kernel_size=5, padding=2, dropout=0.1)
+    deep = DeepModel(
+        8, CLASSES, "CNNSelfAttention", 5, hidden_dim=4, kernel_size=5, padding=2, dropout=0.1
+    )
     with pytest.raises(UserError, match="head_dropout applies to linear heads"):
         adapt_expert("emotion", EmotionLike(deep), DIM, 2, VaranOptions(head_dropout=0.1))

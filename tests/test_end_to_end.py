@@ -22,18 +22,31 @@ def read_result(folder):
 
 
 @pytest.mark.parametrize("featurizer", ["varan", "weighted_sum", "last_layer"])
-def test_train_writes_everything_and_evaluate_repeats_the_figure(featurizer, emotion_args, tmp_path, capsys):
+def test_train_writes_everything_and_evaluate_repeats_the_figure(
+    featurizer, emotion_args, tmp_path, capsys
+):
     folder = tmp_path / "exp"
     out, _ = run(emotion_args(featurizer, "-p", folder), capsys)
     result = read_result(folder)
     figures = result["test"]["test"]
-    assert f"{figures['acc']:.2f}" in out and figures["acc"] > 40  # seven classes, told apart by pitch
-    assert result["featurizer"] == featurizer and result["fold"] == "fold1" and result["tuning"] == "frozen"
-    assert result["parameters"]["upstream"]["trainable"] == 0 and result["parameters"]["downstream"]["trainable"] > 0
+    assert (
+        f"{figures['acc']:.2f}" in out and figures["acc"] > 40
+    )  # seven classes, told apart by pitch
+    assert (
+        result["featurizer"] == featurizer
+        and result["fold"] == "fold1"
+        and result["tuning"] == "frozen"
+    )
+    assert (
+        result["parameters"]["upstream"]["trainable"] == 0
+        and result["parameters"]["downstream"]["trainable"] > 0
+    )
     assert (folder / "dev-best.ckpt").is_file() and (folder / "states-40.ckpt").is_file()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {row["split"] for row in rows} == {"train", "dev", "test"}
-    assert max(row["acc"] for row in rows if row["split"] == "dev") == pytest.approx(result["dev"]["acc"])
+    assert max(row["acc"] for row in rows if row["split"] == "dev") == pytest.approx(
+        result["dev"]["acc"]
+    )
     assert list(folder.glob("events.out.tfevents*"))
     if featurizer == "last_layer":
         assert not (folder / "layer_weights.csv").exists()
@@ -42,14 +55,18 @@ def test_train_writes_everything_and_evaluate_repeats_the_figure(featurizer, emo
             table = list(csv.DictReader(file))
         assert len(table) == sum(map(sum, result["confusion"]["test"]["matrix"]))
         names = [name for name in table[0] if name.startswith("layer")]
-        assert names == [f"layer{index}" for index in (range(5) if featurizer == "weighted_sum" else range(1, 5))]
+        assert names == [
+            f"layer{index}" for index in (range(5) if featurizer == "weighted_sum" else range(1, 5))
+        ]
         assert all(abs(sum(float(row[name]) for name in names) - 1) < 1e-4 for row in table)
         assert (folder / "layer_weights.png").read_bytes()[:4] == b"\x89PNG"
 
     out, _ = run(["-m", "evaluate", "-t", "test", "-e", folder, "--device", "cpu"], capsys)
     assert f"{figures['acc']:.2f}" in out
     again = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert again["acc"] == figures["acc"] and again["loss"] == pytest.approx(figures["loss"], rel=1e-6)
+    assert again["acc"] == figures["acc"] and again["loss"] == pytest.approx(
+        figures["loss"], rel=1e-6
+    )
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(emotion_args, tmp_path, capsys):
@@ -63,15 +80,22 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(emotion_args, tmp_pa
     a, b = (torch.load(folder / "states-40.ckpt", weights_only=True) for folder in (whole, parts))
     for part in ("Featurizer", "Downstream"):
         for name, tensor in a[part].items():
-            torch.testing.assert_close(b[part][name], tensor, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                b[part][name], tensor, msg=lambda text, name=name: f"{name}: {text}"
+            )
     assert read_result(whole)["test"] == read_result(parts)["test"]
 
 
-def test_inference_prints_prediction_probabilities_and_posterior(emotion_args, tone_corpus, tmp_path, capsys):
+def test_inference_prints_prediction_probabilities_and_posterior(
+    emotion_args, tone_corpus, tmp_path, capsys
+):
     folder = tmp_path / "exp"
     corpus = tmp_path / "corpus"
     shutil.copytree(tone_corpus, corpus)
-    place = {"config.downstream_expert.datarc.root": corpus, "config.downstream_expert.datarc.meta_data": corpus / "meta_data"}
+    place = {
+        "config.downstream_expert.datarc.root": corpus,
+        "config.downstream_expert.datarc.meta_data": corpus / "meta_data",
+    }
     run(emotion_args("varan", "-p", folder, **place), capsys)
     shutil.rmtree(corpus)  # a checkpoint predicts without the corpus it was trained on
     clip = tone_corpus / "Actor_01" / "03-01-05-01-01-01-01.wav"
@@ -88,7 +112,17 @@ def test_inference_prints_prediction_probabilities_and_posterior(emotion_args, t
 def test_seeds_differ_and_repeat(emotion_args, tmp_path, capsys):
     losses = []
     for number, seed in enumerate((1, 1, 2)):
-        run(emotion_args("varan", "-p", tmp_path / str(number), "--seed", seed, **{"config.runner.total_steps": 10}), capsys)
+        run(
+            emotion_args(
+                "varan",
+                "-p",
+                tmp_path / str(number),
+                "--seed",
+                seed,
+                **{"config.runner.total_steps": 10},
+            ),
+            capsys,
+        )
         losses.append(read_result(tmp_path / str(number))["test"]["test"]["loss"])
     assert losses[0] == losses[1] != losses[2]
 
@@ -101,7 +135,9 @@ def test_batch_size_never_changes_an_evaluation(emotion_args, tmp_path, capsys):
         override = f"config.downstream_expert.datarc.eval_batch_size={size}"
         run(["-m", "evaluate", "-e", folder, "--device", "cpu", "-o", override], capsys)
         row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-        assert row["acc"] == expected["acc"] and row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["acc"] == expected["acc"] and row["loss"] == pytest.approx(
+            expected["loss"], rel=1e-5
+        )
 
 
 def test_a_finished_experiment_is_not_overwritten(emotion_args, tmp_path, capsys):
@@ -112,7 +148,9 @@ def test_a_finished_experiment_is_not_overwritten(emotion_args, tmp_path, capsys
     run([*args, "--overwrite"], capsys)
 
 
-def test_default_folder_names_what_distinguishes_the_run(emotion_args, tmp_path, capsys, monkeypatch):
+def test_default_folder_names_what_distinguishes_the_run(
+    emotion_args, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     steps = {"config.runner.total_steps": 2}
     run(emotion_args("layer", "-l", "2", "-v", "fold2", "--seed", "7", **steps), capsys)
@@ -121,7 +159,10 @@ def test_default_folder_names_what_distinguishes_the_run(emotion_args, tmp_path,
     assert read_result(folder)["layers"] == [2]
 
 
-@pytest.mark.parametrize("options", ["share_heads=True", "recipe=released", "prediction=mixture", "layers=[0,4]", "head=linear"])
+@pytest.mark.parametrize(
+    "options",
+    ["share_heads=True", "recipe=released", "prediction=mixture", "layers=[0,4]", "head=linear"],
+)
 def test_options_of_varan(options, emotion_args, tmp_path, capsys):
     overrides = {"config.runner.total_steps": 4}
     key, value = options.split("=")
@@ -142,7 +183,10 @@ def test_an_attentive_head_loops_over_layers(emotion_args, tmp_path, capsys):
 
 def test_normalised_features_and_bf16(emotion_args, tmp_path, capsys):
     overrides = {"config.runner.total_steps": 10, "config.runner.precision": "bf16"}
-    run(emotion_args("varan", "-p", tmp_path / "exp", "--upstream_feature_normalize", **overrides), capsys)
+    run(
+        emotion_args("varan", "-p", tmp_path / "exp", "--upstream_feature_normalize", **overrides),
+        capsys,
+    )
     assert 0 < read_result(tmp_path / "exp")["test"]["test"]["loss"] < 10
 
 

@@ -24,9 +24,16 @@ def test_weighted_sum_equals_s3prls(normalize):
     hidden = upstream(wavs)
     features = ours(stack_layers(hidden.layers, hidden.lengths, normalize=normalize))
     for index, length in enumerate(features.lengths):
-        torch.testing.assert_close(features.hidden[index, 0, :length], expected[index], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            features.hidden[index, 0, :length], expected[index], atol=1e-5, rtol=1e-5
+        )
     pooled = ours(stack_layers(hidden.layers, hidden.lengths, normalize=normalize, pool=True))
-    torch.testing.assert_close(pooled.hidden[:, 0, 0], torch.stack([each.mean(dim=0) for each in expected]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        pooled.hidden[:, 0, 0],
+        torch.stack([each.mean(dim=0) for each in expected]),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     torch.testing.assert_close(features.layer_weights[0], weights.softmax(0))
 
 
@@ -34,7 +41,9 @@ def test_weighted_sum_equals_s3prls(normalize):
 @pytest.mark.parametrize("pool", [False, True])
 def test_padding_and_batch_order_change_nothing(name, pool):
     upstream = build_upstream(TINY)
-    featurizer = build_featurizer(name, upstream.num_hidden, upstream.dim, FEATURIZER_OPTIONS[name]()).eval()
+    featurizer = build_featurizer(
+        name, upstream.num_hidden, upstream.dim, FEATURIZER_OPTIONS[name]()
+    ).eval()
 
     def features(wavs):
         hidden = upstream(wavs)
@@ -49,8 +58,12 @@ def test_padding_and_batch_order_change_nothing(name, pool):
         frames = alone.lengths[0]
         for other, at in ((together, index), (backwards, 2 - index)):
             assert other.lengths[at] == frames
-            torch.testing.assert_close(other.hidden[at, :, :frames], alone.hidden[0], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(other.posterior_logits[at], alone.posterior_logits[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                other.hidden[at, :, :frames], alone.hidden[0], atol=1e-5, rtol=1e-5
+            )
+            torch.testing.assert_close(
+                other.posterior_logits[at], alone.posterior_logits[0], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_frames_of_a_clip_do_not_depend_on_its_batch():

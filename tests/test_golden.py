@@ -28,7 +28,9 @@ def part(golden, prefix):
 
 
 @pytest.mark.parametrize(
-    "row", json.loads((GOLDEN / "priors.json").read_text()), ids=lambda row: f"{row['prior']}-{row['num_layers']}"
+    "row",
+    json.loads((GOLDEN / "priors.json").read_text()),
+    ids=lambda row: f"{row['prior']}-{row['num_layers']}",
 )
 def test_priors(row):
     expected = torch.tensor(row.pop("probs"))
@@ -38,8 +40,12 @@ def test_priors(row):
 
 def heads_from(weights, per_frame):
     projector, classifier = weights["projector.weight"], weights["classifier.weight"]
-    heads = LinearHeads(4, projector.size(2), projector.size(1), classifier.size(1), per_frame=per_frame)
-    heads.load_state_dict({key: value for key, value in weights.items() if not key.startswith("posterior.")})
+    heads = LinearHeads(
+        4, projector.size(2), projector.size(1), classifier.size(1), per_frame=per_frame
+    )
+    heads.load_state_dict(
+        {key: value for key, value in weights.items() if not key.startswith("posterior.")}
+    )
     return heads
 
 
@@ -53,7 +59,9 @@ def test_classification_forward_and_gradients(golden):
 
     features = featurizer(stack_layers(list(data["hidden_states"]), lengths, pool=True))
     torch.testing.assert_close(features.hidden[:, :, 0], data["pooled"], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(features.posterior_logits, data["posterior_logits"], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        features.posterior_logits, data["posterior_logits"], atol=2e-5, rtol=1e-5
+    )
     logits, _ = heads(features.hidden, features.lengths)
     torch.testing.assert_close(logits, data["layer_logits"], atol=1e-5, rtol=1e-5)
     log_probs = logits.log_softmax(-1)
@@ -61,22 +69,33 @@ def test_classification_forward_and_gradients(golden):
     torch.testing.assert_close(nll, data["layer_nll"], atol=1e-5, rtol=1e-5)
     for how, name in (("geometric", "aggregated_log_probs"), ("mixture", "mixture_log_probs")):
         torch.testing.assert_close(
-            aggregate_log_probs(log_probs, features.posterior_logits, how), data[name], atol=1e-5, rtol=1e-5
+            aggregate_log_probs(log_probs, features.posterior_logits, how),
+            data[name],
+            atol=1e-5,
+            rtol=1e-5,
         )
 
     ours = elbo(nll, features.posterior_logits, features.prior, BETA)
     torch.testing.assert_close(ours.nll, data["nll_per_example"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.kl, data["kl_posterior_prior"], atol=1e-5, rtol=1e-5)
-    released = elbo(nll, features.posterior_logits, features.prior, BETA, nll="batch_mean", kl="prior_posterior")
+    released = elbo(
+        nll, features.posterior_logits, features.prior, BETA, nll="batch_mean", kl="prior_posterior"
+    )
     torch.testing.assert_close(released.loss, data["loss_released"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(released.nll, data["nll_released"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(released.kl, data["kl_released"], atol=1e-5, rtol=1e-5)
     released.loss.backward()
-    named = {f"posterior.{name}": p for name, p in featurizer.posterior.named_parameters()} | dict(heads.named_parameters())
+    named = {f"posterior.{name}": p for name, p in featurizer.posterior.named_parameters()} | dict(
+        heads.named_parameters()
+    )
     assert set(named) == set(grads)
     for name, expected in grads.items():
         torch.testing.assert_close(
-            named[name].grad, expected, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            named[name].grad,
+            expected,
+            atol=1e-5,
+            rtol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -96,9 +115,18 @@ def test_ctc(golden):
     layer_logits, out_lengths = heads_from(weights, per_frame=True)(stack.hidden, lengths)
     torch.testing.assert_close(layer_logits, data["layer_logits"], atol=1e-5, rtol=1e-5)
     labels, label_lengths = data["labels"], data["label_lengths"]
-    nll = layerwise_ctc(layer_logits.log_softmax(-1), labels, out_lengths, label_lengths, blank=BLANK, zero_infinity=True)
+    nll = layerwise_ctc(
+        layer_logits.log_softmax(-1),
+        labels,
+        out_lengths,
+        label_lengths,
+        blank=BLANK,
+        zero_infinity=True,
+    )
     torch.testing.assert_close(nll, data["layer_ctc"], atol=1e-4, rtol=1e-5)
     nll = nll / lengths[:, None]
     released = elbo(nll, logits, data["prior"], BETA, kl="prior_posterior")
     torch.testing.assert_close(released.loss, data["loss_released"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(elbo(nll, logits, data["prior"], BETA).kl, data["kl_posterior_prior"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        elbo(nll, logits, data["prior"], BETA).kl, data["kl_posterior_prior"], atol=1e-5, rtol=1e-5
+    )

@@ -34,8 +34,12 @@ def test_every_epoch_has_every_clip_once_with_little_padding(max_samples):
     first, second = batches.epoch(0), batches.epoch(1)
     for epoch in (first, second):
         assert sorted(index for batch in epoch for index in batch) == list(range(len(LENGTHS)))
-    assert first != second and first == EpochBatches(_loader(), seed=3, lengths=LENGTHS, max_samples=max_samples).epoch(0)
-    assert first != EpochBatches(_loader(), seed=4, lengths=LENGTHS, max_samples=max_samples).epoch(0)
+    assert first != second and first == EpochBatches(
+        _loader(), seed=3, lengths=LENGTHS, max_samples=max_samples
+    ).epoch(0)
+    assert first != EpochBatches(_loader(), seed=4, lengths=LENGTHS, max_samples=max_samples).epoch(
+        0
+    )
     plain = _padding(EpochBatches(_loader(), seed=3).epoch(0))
     assert _padding(first) < 0.1 < plain
     means = [np.mean([LENGTHS[index] for index in batch]) for batch in first]
@@ -48,32 +52,49 @@ def test_the_frame_budget_is_kept():
     for batch in batches:
         longest = max(LENGTHS[index] for index in batch)
         assert len(batch) == 1 or longest * len(batch) <= budget
-    assert any(len(batch) == 1 and LENGTHS[batch[0]] > budget for batch in batches)  # too long for it, yet not dropped
+    assert any(
+        len(batch) == 1 and LENGTHS[batch[0]] > budget for batch in batches
+    )  # too long for it, yet not dropped
     assert len({len(batch) for batch in batches}) > 2
 
 
 def test_a_run_can_be_resumed_at_any_batch():
     options = {"lengths": LENGTHS, "max_samples": 16000 * 30}
     whole = list(islice(EpochBatches(_loader(), seed=1, **options), 200))
-    assert len(whole) > len(EpochBatches(_loader(), seed=1, **options).epoch(0))  # beyond the first epoch
+    assert len(whole) > len(
+        EpochBatches(_loader(), seed=1, **options).epoch(0)
+    )  # beyond the first epoch
     for start in (1, 57, 150):
-        assert list(islice(EpochBatches(_loader(), seed=1, start=start, **options), 200 - start)) == whole[start:]
+        assert (
+            list(islice(EpochBatches(_loader(), seed=1, start=start, **options), 200 - start))
+            == whole[start:]
+        )
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_an_epoch(world):
     alone = EpochBatches(_loader(), seed=5, lengths=LENGTHS).epoch(0)
-    shares = [EpochBatches(_loader(), seed=5, rank=rank, world=world, lengths=LENGTHS).epoch(0) for rank in range(world)]
+    shares = [
+        EpochBatches(_loader(), seed=5, rank=rank, world=world, lengths=LENGTHS).epoch(0)
+        for rank in range(world)
+    ]
     assert len({len(share) for share in shares}) == 1
-    assert {tuple(batch) for share in shares for batch in share} == {tuple(batch) for batch in alone}
-    evaluated = [list(eval_loader(_loader(), rank=rank, world=world, lengths=LENGTHS).batch_sampler) for rank in range(world)]
+    assert {tuple(batch) for share in shares for batch in share} == {
+        tuple(batch) for batch in alone
+    }
+    evaluated = [
+        list(eval_loader(_loader(), rank=rank, world=world, lengths=LENGTHS).batch_sampler)
+        for rank in range(world)
+    ]
     flat = [index for share in evaluated for batch in share for index in batch]
     assert sorted(flat) == list(range(len(LENGTHS)))  # each exactly once
 
 
 def test_the_experts_own_sampler_stands():
     weights = torch.tensor([0.0] * 100 + [1.0] * 100)
-    loader = DataLoader(list(range(200)), batch_size=10, sampler=WeightedRandomSampler(weights, 200))
+    loader = DataLoader(
+        list(range(200)), batch_size=10, sampler=WeightedRandomSampler(weights, 200)
+    )
     epoch = EpochBatches(loader, seed=0, lengths=LENGTHS[:200]).epoch(0)
     assert sum(map(len, epoch)) == 200 and min(index for batch in epoch for index in batch) >= 100
 
@@ -100,9 +121,17 @@ class _Emotion:
 
 
 def test_lengths_come_from_headers(tmp_path):
-    for name, samples, rate in (("a.wav", 8000, 16000), ("b.flac", 22050, 44100), ("c.wav", 700, 8000)):
+    for name, samples, rate in (
+        ("a.wav", 8000, 16000),
+        ("b.flac", 22050, 44100),
+        ("c.wav", 700, 8000),
+    ):
         soundfile.write(tmp_path / name, np.zeros(samples, "float32"), rate)
-    assert [header_samples(tmp_path / name) for name in ("a.wav", "b.flac", "c.wav")] == [8000, 8000, 1400]
+    assert [header_samples(tmp_path / name) for name in ("a.wav", "b.flac", "c.wav")] == [
+        8000,
+        8000,
+        1400,
+    ]
     dataset = _Emotion(tmp_path, ["a.wav", "b.flac", "c.wav"])
     assert item_samples(dataset) == [[8000], [8000], [1400]]
     assert item_samples(Subset(Subset(dataset, [2, 0, 1]), [0, 2])) == [[1400], [8000]]
@@ -117,11 +146,17 @@ def test_lengths_come_from_headers(tmp_path):
 
 
 def _losses(expdir: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (expdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (expdir / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_training_with_batches_by_length(tmp_path, emotion_args):
-    settings = {"config.runner.batch_by_length": "true", "config.runner.batch_seconds": 4, "config.runner.eval_step": 40}
+    settings = {
+        "config.runner.batch_by_length": "true",
+        "config.runner.batch_seconds": 4,
+        "config.runner.eval_step": 40,
+    }
     assert main(emotion_args("varan", "-p", str(tmp_path), **settings)) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["steps"] == 40
@@ -130,7 +165,9 @@ def test_training_with_batches_by_length(tmp_path, emotion_args):
 
 
 def test_the_budget_needs_batches_by_length(tmp_path, emotion_args, capsys):
-    assert main(emotion_args("varan", "-p", str(tmp_path), **{"config.runner.batch_seconds": 4})) == 2
+    assert (
+        main(emotion_args("varan", "-p", str(tmp_path), **{"config.runner.batch_seconds": 4})) == 2
+    )
     assert "needs runner.batch_by_length: true" in capsys.readouterr().err
     settings = {"config.runner.batch_seconds": -1, "config.runner.batch_by_length": "true"}
     assert main(emotion_args("varan", "-p", str(tmp_path), **settings)) == 2

@@ -29,7 +29,10 @@ from s3prl_varan.tuning.modes import (
 from s3prl_varan.tuning.targets import find_targets, name_patterns, transformer_layers
 
 PER_LAYER = {"ffn": 2, "attention": 4, "all": 6}
-PER_LAYER_OF = {"torch": {"ffn": 2, "attention": 2, "all": 4}, "wav2vec2_local conformer": {"ffn": 4, "attention": 4, "all": 8}}
+PER_LAYER_OF = {
+    "torch": {"ffn": 2, "attention": 2, "all": 4},
+    "wav2vec2_local conformer": {"ffn": 4, "attention": 4, "all": 8},
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,11 @@ def bases(tmp_path_factory):
     def make(family):
         if family not in built:
             built[family] = tiny_upstream(family, folder)
-        return copy.deepcopy(built[family]) if family in ("torch", "whisper") else tiny_upstream(family, folder)
+        return (
+            copy.deepcopy(built[family])
+            if family in ("torch", "whisper")
+            else tiny_upstream(family, folder)
+        )
 
     return make
 
@@ -60,7 +67,10 @@ def loss_of(upstream, wavs=None):
     """Every hidden state against its own fixed target."""
     layers = upstream(wavs or noise(8000, 6000)).layers
     generator = torch.Generator().manual_seed(2)
-    return sum((layer.float() - torch.randn(layer.shape, generator=generator)).square().mean() for layer in layers)
+    return sum(
+        (layer.float() - torch.randn(layer.shape, generator=generator)).square().mean()
+        for layer in layers
+    )
 
 
 def steps(upstream, count=2, lr=0.01):
@@ -76,7 +86,11 @@ def steps(upstream, count=2, lr=0.01):
 
 
 def snapshot(upstream):
-    return {name: value.clone() for name, value in upstream.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value.clone()
+        for name, value in upstream.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def trained(upstream, **options):
@@ -91,18 +105,26 @@ def trained(upstream, **options):
 @pytest.mark.parametrize("preset", PER_LAYER)
 def test_exactly_the_lora_tensors_move(bases, family, preset):
     upstream = bases(family)
-    upstream.requires_grad_(False)  # torch chooses its attention kernel by this too, and they differ in the last bit
+    upstream.requires_grad_(
+        False
+    )  # torch chooses its attention kernel by this too, and they differ in the last bit
     layers, base = transformer_layers(upstream), hidden_states(upstream)
     report = apply_lora(upstream, LoraOptions(rank=2, targets=preset))
-    assert len(layers) == 3 and len(report.modules) == 3 * PER_LAYER_OF.get(family, PER_LAYER)[preset]
+    assert (
+        len(layers) == 3 and len(report.modules) == 3 * PER_LAYER_OF.get(family, PER_LAYER)[preset]
+    )
     assert all(name.startswith(tuple(f"{layer}." for layer in layers)) for name in report.modules)
-    assert all(torch.equal(one, other) for one, other in zip(base, hidden_states(upstream), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(base, hidden_states(upstream), strict=True)
+    )
 
     disable_layerdrop(upstream)
     set_train_modes(upstream.train(), dropout=True, masking=False)
     before = snapshot(upstream)
     steps(upstream)
-    moved = {name for name, value in snapshot(upstream).items() if not torch.equal(value, before[name])}
+    moved = {
+        name for name, value in snapshot(upstream).items() if not torch.equal(value, before[name])
+    }
     assert moved == {name for name in before if name.endswith((".lora_A", ".lora_B"))}
     assert len(moved) == 2 * len(report.modules)
     after = hidden_states(upstream.eval())
@@ -133,21 +155,30 @@ def test_forward_and_weight_tell_the_same():
     delta.lora_B.data.normal_()
     expected = base + 2.0 * x @ (delta.lora_B @ delta.lora_A).double().T
     torch.testing.assert_close(linear(x), expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(nn.functional.linear(x, linear[0].weight, linear[0].bias), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        nn.functional.linear(x, linear[0].weight, linear[0].bias), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_adapters_are_small_and_load_where_they_fit(bases):
     upstream = trained(bases("wavlm_local"), train_norms=True, train_biases=True)
     state = lora_state_dict(upstream)
-    trainable = sum(parameter.numel() for parameter in upstream.parameters() if parameter.requires_grad)
+    trainable = sum(
+        parameter.numel() for parameter in upstream.parameters() if parameter.requires_grad
+    )
     assert sum(value.numel() for value in state.values()) == trainable
-    assert any(name.endswith("layer_norm.weight") for name in state) and any(name.endswith("fc1.bias") for name in state)
+    assert any(name.endswith("layer_norm.weight") for name in state) and any(
+        name.endswith("fc1.bias") for name in state
+    )
     assert not any("feature_extractor" in name or "pos_conv" in name for name in state)
 
     other = bases("wavlm_local")
     apply_lora(other, LoraOptions(rank=2, targets="all", train_norms=True, train_biases=True))
     load_lora_state_dict(other, state)
-    assert all(torch.equal(one, two) for one, two in zip(hidden_states(upstream), hidden_states(other), strict=True))
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(hidden_states(upstream), hidden_states(other), strict=True)
+    )
 
     wrong = bases("wavlm_local")
     with pytest.raises(UserError, match="LoRA is not switched on"):
@@ -166,10 +197,15 @@ def test_layers_and_names_choose_the_targets(bases):
     upstream = bases("hubert_local")
 
     def chosen(**options):
-        return [target.name.removeprefix("expert.model.") for target in find_targets(upstream, LoraOptions(**options))]
+        return [
+            target.name.removeprefix("expert.model.")
+            for target in find_targets(upstream, LoraOptions(**options))
+        ]
 
     assert chosen(layers=[2]) == ["encoder.layers.2.fc1", "encoder.layers.2.fc2"]
-    assert chosen(targets=["q_proj"], layers=[0, 1]) == [f"encoder.layers.{index}.self_attn.q_proj" for index in (0, 1)]
+    assert chosen(targets=["q_proj"], layers=[0, 1]) == [
+        f"encoder.layers.{index}.self_attn.q_proj" for index in (0, 1)
+    ]
     assert chosen(targets=[r".*layers\.1\..*_proj"]) == [
         f"encoder.layers.1.self_attn.{name}_proj" for name in ("k", "v", "q", "out")
     ]
@@ -177,7 +213,10 @@ def test_layers_and_names_choose_the_targets(bases):
         f"encoder.layers.0.{name}" for name in ("self_attn.v_proj", "fc1", "fc2")
     ]
     assert chosen(targets=["post_extract_proj"]) == ["post_extract_proj"]
-    with pytest.raises(UserError, match=r"lora.layers: \[7\] is not there, the upstream has transformer layers 0 to 2"):
+    with pytest.raises(
+        UserError,
+        match=r"lora.layers: \[7\] is not there, the upstream has transformer layers 0 to 2",
+    ):
         chosen(layers=[0, 7])
 
 
@@ -187,7 +226,9 @@ def test_only_the_norms_and_biases_of_chosen_layers_train(bases):
     assert {name.rsplit(".", 2)[-2] for name in report.extras} == {"layer_norm", "final_layer_norm"}
     assert len(report.extras) == 4 and all(".layers.1." in name for name in report.extras)
     trainable = {name for name, parameter in upstream.named_parameters() if parameter.requires_grad}
-    assert trainable - set(report.extras) == {name for name in snapshot(upstream) if ".lora_" in name}
+    assert trainable - set(report.extras) == {
+        name for name in snapshot(upstream) if ".lora_" in name
+    }
 
 
 @pytest.mark.parametrize("family", ["wavlm_local", "hf_wav2vec2_custom"])
@@ -195,19 +236,29 @@ def test_the_cnn_stays_out_of_the_graph(bases, family):
     upstream, outputs = bases(family), []
     apply_lora(upstream, LoraOptions(rank=2))
     disable_layerdrop(upstream)
-    upstream.expert.model.feature_extractor.register_forward_hook(lambda module, args, output: outputs.append(output))
+    upstream.expert.model.feature_extractor.register_forward_hook(
+        lambda module, args, output: outputs.append(output)
+    )
     upstream.train()(noise(8000))
     assert not outputs[0].requires_grad
 
 
 def test_nothing_matched_lists_what_there_is(bases, monkeypatch):
     with pytest.raises(UserError) as caught:
-        apply_lora(bases("hubert_local"), LoraOptions(targets=["fc1", "intermediate_dense", "qproj"]))
+        apply_lora(
+            bases("hubert_local"), LoraOptions(targets=["fc1", "intermediate_dense", "qproj"])
+        )
     message = str(caught.value)
-    assert "'qproj': no module of that name. Did you mean 'q_proj'?" in message and "'fc1'" not in message
+    assert (
+        "'qproj': no module of that name. Did you mean 'q_proj'?" in message
+        and "'fc1'" not in message
+    )
     assert "expert.model.encoder.layers.*.fc1" in message and "layers.0" not in message
     with pytest.raises(UserError, match=r"'ffn': no module.*\n.*these matrices: 0, 1\.weights"):
-        apply_lora(nn.ModuleDict({"0": nn.Linear(2, 2), "1": nn.ModuleDict({"weights": nn.Linear(2, 2)})}), LoraOptions())
+        apply_lora(
+            nn.ModuleDict({"0": nn.Linear(2, 2), "1": nn.ModuleDict({"weights": nn.Linear(2, 2)})}),
+            LoraOptions(),
+        )
     with pytest.raises(UserError, match="these matrices: none, LoRA cannot adapt it"):
         apply_lora(nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1)}), LoraOptions())
 
@@ -215,7 +266,10 @@ def test_nothing_matched_lists_what_there_is(bases, monkeypatch):
 def test_options_name_all_their_problems():
     with pytest.raises(UserError) as caught:
         LoraOptions(rank=0, alpha=-1, dropout=1.0, targets="atention", layers=[-1])
-    assert all(f"- {key}: expected" in str(caught.value) for key in ("rank", "alpha", "dropout", "targets", "layers"))
+    assert all(
+        f"- {key}: expected" in str(caught.value)
+        for key in ("rank", "alpha", "dropout", "targets", "layers")
+    )
     assert "Did you mean 'attention'?" in str(caught.value)
     with pytest.raises(UserError, match=r"'fc\(1' is neither a name nor a regular expression"):
         LoraOptions(targets=["fc(1"])
@@ -226,11 +280,15 @@ def test_a_tensor_without_gradient_is_an_error_a_zero_gradient_is_not(bases):
     upstream = bases("wavlm_local")
     apply_lora(upstream, LoraOptions(rank=2))
     upstream.train()
-    upstream(noise(8000)).layers[2].square().sum().backward()  # layer 2 (from 0) only makes hidden state 3
+    upstream(noise(8000)).layers[
+        2
+    ].square().sum().backward()  # layer 2 (from 0) only makes hidden state 3
     with pytest.raises(UserError) as caught:
         check_lora_gradients(upstream)
     assert (
-        "2 LoRA tensors" in str(caught.value) and "layers.2.fc1" in str(caught.value) and "layers.1.fc1," not in str(caught.value)
+        "2 LoRA tensors" in str(caught.value)
+        and "layers.2.fc1" in str(caught.value)
+        and "layers.1.fc1," not in str(caught.value)
     )
     assert "expert.model.encoder.layers.*.self_attn.q_proj" in str(caught.value)
 
@@ -242,17 +300,26 @@ def test_a_tensor_without_gradient_is_an_error_a_zero_gradient_is_not(bases):
 def test_a_wrapper_that_replaces_forward_would_be_dead_here(bases):
     """The trap that the parametrization avoids: s3prl's attention never calls q_proj."""
     upstream, calls = bases("wavlm_local"), []
-    upstream.expert.model.encoder.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: calls.append("q_proj"))
-    upstream.expert.model.encoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append("fc1"))
+    upstream.expert.model.encoder.layers[0].self_attn.q_proj.register_forward_hook(
+        lambda *_: calls.append("q_proj")
+    )
+    upstream.expert.model.encoder.layers[0].fc1.register_forward_hook(
+        lambda *_: calls.append("fc1")
+    )
     hidden_states(upstream)
     assert calls == ["fc1"]
 
 
 def test_dropout_on_the_input_is_honoured_or_refused(bases):
     upstream = bases("wavlm_local")
-    with pytest.raises(UserError, match=r"lora.dropout: 0.5 acts on .* reads only the weights of .*self_attn.k_proj"):
+    with pytest.raises(
+        UserError,
+        match=r"lora.dropout: 0.5 acts on .* reads only the weights of .*self_attn.k_proj",
+    ):
         apply_lora(upstream, LoraOptions(rank=2, dropout=0.5, targets="all"))
-    assert all(parameter.requires_grad for parameter in upstream.expert.model.encoder.layers.parameters())  # left as it was
+    assert all(
+        parameter.requires_grad for parameter in upstream.expert.model.encoder.layers.parameters()
+    )  # left as it was
     apply_lora(upstream, LoraOptions(rank=2, dropout=0.5))
     for module in upstream.modules():
         if isinstance(module, LoraDelta):
@@ -262,7 +329,9 @@ def test_dropout_on_the_input_is_honoured_or_refused(bases):
     assert torch.equal(one[-1], other[-1])  # eval
     upstream.train()
     assert not torch.equal(hidden_states(upstream)[-1], hidden_states(upstream)[-1])
-    apply_lora(bases("whisper"), LoraOptions(rank=2, dropout=0.5, targets="all"))  # every matrix is called as a module
+    apply_lora(
+        bases("whisper"), LoraOptions(rank=2, dropout=0.5, targets="all")
+    )  # every matrix is called as a module
 
 
 @pytest.mark.parametrize("family", ["wavlm_local", "whisper", "hf_wav2vec2_custom", "torch"])
@@ -271,7 +340,9 @@ def test_bf16_autocast_trains_float32_adapters(bases, family):
     apply_lora(upstream, LoraOptions(rank=2, targets="all"))
     disable_layerdrop(upstream)
     set_train_modes(upstream.train(), dropout=False, masking=False)
-    optimizer = torch.optim.Adam([parameter for parameter in upstream.parameters() if parameter.requires_grad], lr=0.01)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in upstream.parameters() if parameter.requires_grad], lr=0.01
+    )
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
@@ -283,7 +354,13 @@ def test_bf16_autocast_trains_float32_adapters(bases, family):
     assert losses[-1] < losses[0]
     for module in upstream.modules():
         if isinstance(module, LoraDelta):
-            assert module.lora_A.dtype == module.lora_B.dtype == module.lora_B.grad.dtype == module.delta().dtype == torch.float32
+            assert (
+                module.lora_A.dtype
+                == module.lora_B.dtype
+                == module.lora_B.grad.dtype
+                == module.delta().dtype
+                == torch.float32
+            )
             assert module.lora_A.isfinite().all() and module.lora_B.isfinite().all()
 
 
@@ -299,9 +376,13 @@ def test_training_mode_without_dropout_and_layerdrop_is_evaluation(bases, family
 
 
 def test_layerdrop_is_found_and_told(bases):
-    assert disable_layerdrop(bases("distiller_local")) == ["expert.model.model.encoder.layerdrop 0.5 -> 0"]
+    assert disable_layerdrop(bases("distiller_local")) == [
+        "expert.model.model.encoder.layerdrop 0.5 -> 0"
+    ]
     upstream = bases("hf_hubert_custom")
-    assert disable_layerdrop(upstream) == ["expert.model.config.layerdrop 0.5 -> 0"]  # all modules share the config
+    assert disable_layerdrop(upstream) == [
+        "expert.model.config.layerdrop 0.5 -> 0"
+    ]  # all modules share the config
     upstream.train()
     assert all(len(hidden_states(upstream)) == 4 for _ in range(5))
     assert disable_layerdrop(upstream) == []
@@ -313,7 +394,10 @@ def test_dropout_stays_where_asked(bases):
     assert not torch.equal(hidden_states(upstream)[-1], hidden_states(upstream)[-1])
 
 
-@pytest.mark.parametrize("family", ["wavlm_local", "hubert_local", "wav2vec2_local", "data2vec_local", "hf_hubert_custom"])
+@pytest.mark.parametrize(
+    "family",
+    ["wavlm_local", "hubert_local", "wav2vec2_local", "data2vec_local", "hf_hubert_custom"],
+)
 def test_masking_happens_in_training_only_where_asked(bases, family):
     upstream = bases(family)
     evaluated = hidden_states(upstream, noise(16000))
@@ -343,7 +427,11 @@ def test_cnn_trains_only_when_asked(bases):
             assert names
             upstream.zero_grad(set_to_none=True)
             loss_of(upstream).backward()
-            grads = [parameter.grad is not None for name in names for parameter in upstream.get_submodule(name).parameters()]
+            grads = [
+                parameter.grad is not None
+                for name in names
+                for parameter in upstream.get_submodule(name).parameters()
+            ]
             assert all(grads) if train else not any(grads)
             fc1 = upstream.get_submodule(f"{transformer_layers(upstream)[0]}").parameters()
             assert all(parameter.grad is not None for parameter in fc1)
@@ -364,11 +452,17 @@ def test_gradient_checkpointing_changes_no_gradient(bases, family):
         upstream.zero_grad(set_to_none=True)
         loss = loss_of(upstream)
         loss.backward()
-        return loss.item(), {name: parameter.grad for name, parameter in upstream.named_parameters() if parameter.requires_grad}
+        return loss.item(), {
+            name: parameter.grad
+            for name, parameter in upstream.named_parameters()
+            if parameter.requires_grad
+        }
 
     plain_loss, plain = gradients()
     ran = []
-    handle = upstream.get_submodule(transformer_layers(upstream)[0]).register_forward_hook(lambda *_: ran.append(1))
+    handle = upstream.get_submodule(transformer_layers(upstream)[0]).register_forward_hook(
+        lambda *_: ran.append(1)
+    )
     assert enable_gradient_checkpointing(upstream) == enable_gradient_checkpointing(upstream) == 3
     loss, checkpointed = gradients()
     handle.remove()
@@ -397,14 +491,20 @@ def test_a_wavlm_base_takes_a_lora_step_within_memory():
 
     from s3prl_varan.upstream.micro_wavlm import build_wavlm
 
-    upstream = build_wavlm({"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800})
+    upstream = build_wavlm(
+        {"relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = apply_lora(upstream, LoraOptions(targets="all"))
     assert report.adapter_parameters == 12 * 16 * (4 * (768 + 768) + 2 * (768 + 3072))
     set_train_modes(upstream.train(), dropout=True, masking=False)
     enable_gradient_checkpointing(upstream)
-    optimizer = torch.optim.AdamW(parameter for parameter in upstream.parameters() if parameter.requires_grad)
-    sum(layer.square().mean() for layer in upstream(noise(32000, 32000))["hidden_states"]).backward()
+    optimizer = torch.optim.AdamW(
+        parameter for parameter in upstream.parameters() if parameter.requires_grad
+    )
+    sum(
+        layer.square().mean() for layer in upstream(noise(32000, 32000))["hidden_states"]
+    ).backward()
     assert check_lora_gradients(upstream) == []
     optimizer.step()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
@@ -428,12 +528,17 @@ def test_an_adapted_upstream_can_be_copied():
 def test_parameter_table_counts_each_parameter_once():
     shared = nn.Linear(4, 4, bias=False)
     frozen = nn.Linear(4, 4, bias=False).requires_grad_(False)
-    rows = parameter_table({"upstream": nn.ModuleList([frozen, shared]), "heads": shared, "none": nn.Module()})
+    rows = parameter_table(
+        {"upstream": nn.ModuleList([frozen, shared]), "heads": shared, "none": nn.Module()}
+    )
     assert [(row.part, row.trainable, row.total, row.percent) for row in rows] == [
         ("upstream", 16, 32, 50.0), ("heads", 16, 16, 100.0), ("none", 0, 0, 0.0), ("all", 16, 32, 50.0),
     ]  # fmt: skip
     text = format_parameter_table(rows).splitlines()
-    assert text[0].split() == ["part", "trainable", "total", "%"] and len({len(line) for line in text}) == 1
+    assert (
+        text[0].split() == ["part", "trainable", "total", "%"]
+        and len({len(line) for line in text}) == 1
+    )
 
 
 def test_name_patterns():

@@ -14,7 +14,14 @@ from s3prl_varan.audio import read_audio
 from s3prl_varan.errors import UserError
 from s3prl_varan.pretrain.audio_cache import build_cache
 from s3prl_varan.pretrain.batches import CropSampler, mix_crops
-from s3prl_varan.pretrain.config import HOP, SAMPLE_RATE, WINDOW, BatchConfig, OptimConfig, load_config
+from s3prl_varan.pretrain.config import (
+    HOP,
+    SAMPLE_RATE,
+    WINDOW,
+    BatchConfig,
+    OptimConfig,
+    load_config,
+)
 from s3prl_varan.pretrain.export import export_weights
 from s3prl_varan.pretrain.predictor import UnitPredictor, build_wavlm
 from s3prl_varan.pretrain.trainer import Trainer, draw_mask, learning_rate, seed_step
@@ -37,7 +44,16 @@ TINY = {
     },
     "stages": [
         {"name": "mfcc", "target": "mfcc", "units": 6, "steps": 2},
-        {"name": "layer", "target": "layer", "layer": 1, "units": 5, "steps": 2, "warm_start": "all", "muon": True, "below": [1]},
+        {
+            "name": "layer",
+            "target": "layer",
+            "layer": 1,
+            "units": 5,
+            "steps": 2,
+            "warm_start": "all",
+            "muon": True,
+            "below": [1],
+        },
     ],
     "batch": {"seconds": 2.0, "crops": [0.5, 1.0], "valid_share": 0.2},
     "log": {"every": 1, "valid_every": 2, "save_every": 1},
@@ -47,7 +63,9 @@ TINY = {
 def tone(seconds: float, pitch: float, seed: int) -> np.ndarray:
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     noise = np.random.default_rng(seed).standard_normal(len(time))
-    return (0.3 * np.sin(2 * np.pi * pitch * time * (1 + 0.2 * time)) + 0.02 * noise).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * pitch * time * (1 + 0.2 * time)) + 0.02 * noise).astype(
+        np.float32
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +100,11 @@ def test_run_leaves_weights_log_and_picture(finished: Path) -> None:
     assert all(np.isfinite(r["loss"]) for r in rows) and "valid_loss" in rows[1]
     assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
     before = torch.load(finished / "mfcc.ckpt", weights_only=True)["model"]
-    changed = [k for k in before if k.startswith("wavlm.encoder.layers") and not before[k].equal(saved["model"][k])]
+    changed = [
+        k
+        for k in before
+        if k.startswith("wavlm.encoder.layers") and not before[k].equal(saved["model"][k])
+    ]
     assert changed, "the second stage trained nothing"
 
 
@@ -118,7 +140,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert [(r["stage"], r["step"]) for r in rows] == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
-def test_a_finished_folder_is_not_overwritten(audio: list[str], finished: Path, tmp_path: Path) -> None:
+def test_a_finished_folder_is_not_overwritten(
+    audio: list[str], finished: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="--resume"):
         Trainer(load_config(write_config(tmp_path)), audio, finished, resume=False)
 
@@ -132,21 +156,35 @@ def test_export_loads_as_micro_wavlm(finished: Path, tmp_path: Path) -> None:
     expert = micro_wavlm(str(weights), str(write_config(tmp_path)))
     trained = torch.load(finished / "layer.ckpt", weights_only=True)["model"]
     wavlm = build_wavlm(TINY["model"]).eval()
-    wavlm.load_state_dict({k.removeprefix("wavlm."): v.half().float() for k, v in trained.items() if k.startswith("wavlm.")})
+    wavlm.load_state_dict(
+        {
+            k.removeprefix("wavlm."): v.half().float()
+            for k, v in trained.items()
+            if k.startswith("wavlm.")
+        }
+    )
     wav = torch.from_numpy(tone(1.0, 200, 1))
     with torch.no_grad():
         states = expert([wav])["hidden_states"]
-        torch.testing.assert_close(states[1][0], layer_features(wavlm, wav, 1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            states[1][0], layer_features(wavlm, wav, 1), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_cache_resamples_cuts_and_counts_frames(audio: list[str], tmp_path: Path) -> None:
     cache = build_cache(audio, tmp_path, max_piece=1.0)
-    assert list(cache.folders) == [0] * 7 + [1] * 4  # 1.3, 1.5, 1.7, 1.9 s; 4 s. Rests under 0.5 s are dropped
+    assert (
+        list(cache.folders) == [0] * 7 + [1] * 4
+    )  # 1.3, 1.5, 1.7, 1.9 s; 4 s. Rests under 0.5 s are dropped
     assert cache.lengths.max() == SAMPLE_RATE
     wavlm = build_wavlm(TINY["model"])
     for piece in range(len(cache.lengths)):
         wav = torch.from_numpy(cache.wav(piece))
-        assert wavlm.feature_extractor(wav[None]).size(-1) == len(mfcc_features(wav)) == cache.frame_counts[piece]
+        assert (
+            wavlm.feature_extractor(wav[None]).size(-1)
+            == len(mfcc_features(wav))
+            == cache.frame_counts[piece]
+        )
     original, _ = soundfile.read(Path(audio[0]) / "0.flac", dtype="float32")
     np.testing.assert_allclose(cache.wav(0), original[:SAMPLE_RATE], atol=1 / 32768)
     again = build_cache(audio, tmp_path, max_piece=1.0)
@@ -157,7 +195,12 @@ def test_crops_carry_the_units_of_their_own_frames(audio: list[str], tmp_path: P
     """Units that encode piece and frame: each crop must have consecutive frames of one piece, and its samples."""
     cache = build_cache(audio, tmp_path, max_piece=15.0)
     units = np.arange(cache.frame_offsets[-1])
-    sampler = CropSampler(cache, units, BatchConfig(seconds=3.0, crops=[0.5, 1.0], mix_prob=0.0, valid_share=0.2), seed=0)
+    sampler = CropSampler(
+        cache,
+        units,
+        BatchConfig(seconds=3.0, crops=[0.5, 1.0], mix_prob=0.0, valid_share=0.2),
+        seed=0,
+    )
     for step in range(4):
         batch = sampler.draw(step)
         frames = batch.units.size(1)
@@ -168,7 +211,10 @@ def test_crops_carry_the_units_of_their_own_frames(audio: list[str], tmp_path: P
             assert row.equal(torch.arange(int(row[0]), int(row[0]) + frames))
             start = (int(row[0]) - cache.frame_offsets[piece]) * HOP
             expected = torch.from_numpy(cache.wav(piece)[start : start + len(wav)])
-            assert torch.nn.functional.cosine_similarity(wav, expected - expected.mean(), dim=0) > 0.999
+            assert (
+                torch.nn.functional.cosine_similarity(wav, expected - expected.mean(), dim=0)
+                > 0.999
+            )
         again = sampler.draw(step)
         assert again.wavs.equal(batch.wavs) and again.units.equal(batch.units)
     assert not sampler.draw(0).units.equal(sampler.draw(1).units)
@@ -189,9 +235,13 @@ def test_a_faster_crop_carries_the_units_of_what_is_heard(tmp_path: Path) -> Non
             rates.append(float(row[-1] - row[0]) / (len(row) - 1))
             pitch = torch.fft.rfft(wav, n=16 * SAMPLE_RATE).abs().argmax() / 16  # Hz
             assert abs(float(pitch) / 400 - rates[-1]) < 0.01
-            assert len(set(np.searchsorted(cache.frame_offsets, row, side="right"))) == 1, "units of another recording"
+            assert len(set(np.searchsorted(cache.frame_offsets, row, side="right"))) == 1, (
+                "units of another recording"
+            )
     assert min(rates) < 0.87 and max(rates) > 1.13 and all(0.79 < rate < 1.21 for rate in rates)
-    assert sampler.draw(0, valid=True).units.diff(dim=1).eq(1).all(), "held-out crops keep their speed"
+    assert sampler.draw(0, valid=True).units.diff(dim=1).eq(1).all(), (
+        "held-out crops keep their speed"
+    )
 
 
 def test_mfccs_in_context_ignore_gain_and_join_neighbours() -> None:
@@ -230,7 +280,11 @@ def test_masked_frames_are_hidden_from_the_model() -> None:
 def test_loss_is_taken_over_masked_frames_only() -> None:
     torch.manual_seed(0)
     model = UnitPredictor(build_wavlm(TINY["model"]).eval(), 5, 8, 0.1)
-    wavs, mask, units = torch.randn(2, 16000), torch.zeros(2, 49, dtype=torch.bool), torch.randint(5, (2, 49))
+    wavs, mask, units = (
+        torch.randn(2, 16000),
+        torch.zeros(2, 49, dtype=torch.bool),
+        torch.randint(5, (2, 49)),
+    )
     mask[:, 5:9] = True
     elsewhere = torch.where(mask, units, (units + 1) % 5)
     assert model(wavs, mask, units).loss.equal(model(wavs, mask, elsewhere).loss)
@@ -240,14 +294,22 @@ def test_loss_is_taken_over_masked_frames_only() -> None:
 def test_visible_frames_enter_the_loss_by_their_weight() -> None:
     torch.manual_seed(0)
     model = UnitPredictor(build_wavlm(TINY["model"]).eval(), 5, 8, 0.1, visible_weight=0.25)
-    wavs, mask, units = torch.randn(2, 16000), torch.zeros(2, 49, dtype=torch.bool), torch.randint(5, (2, 49))
+    wavs, mask, units = (
+        torch.randn(2, 16000),
+        torch.zeros(2, 49, dtype=torch.bool),
+        torch.randint(5, (2, 49)),
+    )
     mask[:, 5:9] = True
     found = model(wavs, mask, units)
     projected = model.project[0](model.encode(wavs, mask)[0])
-    similarity = torch.nn.functional.cosine_similarity(projected[..., None, :], model.embeddings[0], dim=-1)
+    similarity = torch.nn.functional.cosine_similarity(
+        projected[..., None, :], model.embeddings[0], dim=-1
+    )
     losses = -(similarity / 0.1).log_softmax(-1).gather(-1, units[..., None])[..., 0]
     torch.testing.assert_close(found.loss, losses[mask].mean().detach())
-    torch.testing.assert_close(found.total, 0.75 * losses[mask].mean() + 0.25 * losses[~mask].mean())
+    torch.testing.assert_close(
+        found.total, 0.75 * losses[mask].mean() + 0.25 * losses[~mask].mean()
+    )
     assert found.visible_accuracy == (similarity.argmax(-1) == units)[~mask].float().mean()
 
 
@@ -270,15 +332,22 @@ def test_layers_below_predict_the_units_with_heads_of_their_own() -> None:
     assert both(wavs, mask, units).loss.equal(last(wavs, mask, units).loss)
 
 
-def _masked_features(wavlm: torch.nn.Module, wavs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _masked_features(
+    wavlm: torch.nn.Module, wavs: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     features = wavlm.layer_norm(wavlm.feature_extractor(wavs).transpose(1, 2))
     features = features if wavlm.post_extract_proj is None else wavlm.post_extract_proj(features)
     return torch.where(mask[..., None], wavlm.mask_emb, features)
 
 
 @pytest.mark.parametrize("warm_start", ["no", "cnn", "all"])
-def test_warm_start_takes_over_what_it_says(audio: list[str], finished: Path, tmp_path: Path, warm_start: str) -> None:
-    stages = [TINY["stages"][0], TINY["stages"][1] | {"warm_start": warm_start, "model": {"layer_norm_first": False}}]
+def test_warm_start_takes_over_what_it_says(
+    audio: list[str], finished: Path, tmp_path: Path, warm_start: str
+) -> None:
+    stages = [
+        TINY["stages"][0],
+        TINY["stages"][1] | {"warm_start": warm_start, "model": {"layer_norm_first": False}},
+    ]
     config = load_config(write_config(tmp_path, stages=stages))
     trainer = Trainer(config, audio, tmp_path / "exp", resume=False)
     before = build_wavlm(config.stage_model(0))
@@ -288,7 +357,9 @@ def test_warm_start_takes_over_what_it_says(audio: list[str], finished: Path, tm
     old = before.state_dict()
     same = {key for key, value in model.state_dict().items() if value.equal(old[key])}
     drawn = {key for key in old if key.endswith(("fc1.weight", "k_proj.weight"))}
-    convolutions = {key for key in old if key.startswith("feature_extractor") and key.endswith("0.weight")}
+    convolutions = {
+        key for key in old if key.startswith("feature_extractor") and key.endswith("0.weight")
+    }
     assert same.isdisjoint(drawn) if warm_start != "all" else same == set(old)
     assert convolutions <= same if warm_start != "no" else convolutions.isdisjoint(same)
 
@@ -317,15 +388,27 @@ def test_shipped_configuration_matches_the_shipped_model() -> None:
     training = load_config(SHIPPED)
     served = yaml.safe_load(CONFIG.read_text())["model"]
     shapes = [k for k in vars(WavLMConfig()) if "dropout" not in k and "layerdrop" not in k]
-    assert {k: training.model[k] for k in shapes if k in training.model} == {k: served[k] for k in shapes if k in served}
+    assert {k: training.model[k] for k in shapes if k in training.model} == {
+        k: served[k] for k in shapes if k in served
+    }
 
 
 def test_bad_configuration_lists_every_problem(tmp_path: Path) -> None:
-    path = write_config(tmp_path, stages=[{"target": "mfc", "step": 3}, {"units": 1}], seeds=1, batch={"seconds": "long"})
+    path = write_config(
+        tmp_path,
+        stages=[{"target": "mfc", "step": 3}, {"units": 1}],
+        seeds=1,
+        batch={"seconds": "long"},
+    )
     with pytest.raises(UserError) as caught:
         load_config(path)
     text = str(caught.value)
-    for expected in ("seeds: unknown key. Did you mean 'seed'?", "stages[0].step: unknown key", "found 'mfc'", "stages[1].units"):
+    for expected in (
+        "seeds: unknown key. Did you mean 'seed'?",
+        "stages[0].step: unknown key",
+        "found 'mfc'",
+        "stages[1].units",
+    ):
         assert expected in text
     assert "batch.seconds: expected float, found 'long'" in text
 
@@ -363,7 +446,9 @@ def test_mel_start_gives_filters_of_unit_power_that_peak_at_their_band() -> None
     wavs = torch.randn(2, 16000)
     start_from_mel(conv, wavs)
     with torch.no_grad():
-        torch.testing.assert_close(conv(wavs[:, None]).square().mean(dim=(0, 2)), torch.ones(64), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            conv(wavs[:, None]).square().mean(dim=(0, 2)), torch.ones(64), rtol=1e-3, atol=1e-3
+        )
     peaks = torch.fft.rfft(mel_filters(64, 240), n=16000).abs().argmax(-1)  # Hz
     assert peaks[::4].tolist() == sorted(peaks[::4].tolist())
     resolution = 16000 / 240  # Hz, of a window of 15 ms
@@ -375,7 +460,10 @@ def test_probe_finds_what_is_linear_and_nothing_else() -> None:
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, size=300)
-    told, silent = np.eye(3)[labels] * 5 + rng.standard_normal((300, 3)), rng.standard_normal((300, 3))
+    told, silent = (
+        np.eye(3)[labels] * 5 + rng.standard_normal((300, 3)),
+        rng.standard_normal((300, 3)),
+    )
     split = (np.arange(200), np.arange(200, 300))
     scores = score_layers("emotion", "toy", [silent, told], labels, [split, split])
     assert [s.layer for s in scores] == [0, 1]
@@ -408,7 +496,9 @@ def test_phone_probe_reads_the_phone_at_the_centre_of_a_frame_and_skips_silence(
     from s3prl_varan.pretrain.probe import probe_phones
 
     def clip(seed: int) -> AlignedClip:
-        kinds = np.repeat(np.random.default_rng(seed).integers(0, 3, 40), 10)  # a sound lasts 100 ms
+        kinds = np.repeat(
+            np.random.default_rng(seed).integers(0, 3, 40), 10
+        )  # a sound lasts 100 ms
         wav = torch.from_numpy(np.repeat(kinds, 160).astype(np.float32))
         return AlignedClip(wav, np.array(["AA", "B", SILENCE])[kinds])
 
@@ -431,8 +521,12 @@ def test_alignment_gives_the_words_phones_where_they_are_said(shared_dir: Path) 
     aligner, wav = build_aligner(), read_audio(clip.path)
     phones = align(aligner, wav, clip.text)
     assert phones is not None and len(phones) == len(wav) // 160 + 1
-    said = [phone for word in clip.text.lower().split() for phone in aligner.lookup_word(word).split()]
-    assert [phone for phone, _ in groupby(phones) if phone != SILENCE] == [phone for phone, _ in groupby(said)]
+    said = [
+        phone for word in clip.text.lower().split() for phone in aligner.lookup_word(word).split()
+    ]
+    assert [phone for phone, _ in groupby(phones) if phone != SILENCE] == [
+        phone for phone, _ in groupby(said)
+    ]
     later = align(aligner, torch.cat([torch.zeros(8000), wav]), clip.text)
     assert (later[50 : 50 + len(phones)] == phones).mean() > 0.9
     assert align(aligner, wav, clip.text + " qwrtzx") is None

@@ -37,16 +37,32 @@ def write_run(
 ) -> Path:
     """An experiment folder as the runner leaves it, with made-up figures. `settings` go into the featurizer's section."""
     folder.mkdir(parents=True)
-    args = {"upstream": "whisper", "upstream_ckpt": "models/tiny", "downstream": "emotion", "downstream_variant": f"fold{fold}"}
-    args |= {"featurizer": featurizer, "lora": lora, "upstream_trainable": False, "seed": seed, "expdir": str(folder)}
+    args = {
+        "upstream": "whisper",
+        "upstream_ckpt": "models/tiny",
+        "downstream": "emotion",
+        "downstream_variant": f"fold{fold}",
+    }
+    args |= {
+        "featurizer": featurizer,
+        "lora": lora,
+        "upstream_trainable": False,
+        "seed": seed,
+        "expdir": str(folder),
+    }
     config = {
         "runner": {"total_steps": 100},
         featurizer: settings,
         "downstream_expert": {"datarc": {"root": f"data/{corpus}", "test_fold": None}},
     }
     (folder / "config.yaml").write_text(json.dumps({"args": args, "config": config}))
-    curve = [{"step": step, "split": "dev", "acc": dev - (100 - step) / 10} for step in (20, 40, 60, 80, 100)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve) + '{"step": 110, "spl')
+    curve = [
+        {"step": step, "split": "dev", "acc": dev - (100 - step) / 10}
+        for step in (20, 40, 60, 80, 100)
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in curve) + '{"step": 110, "spl'
+    )
     if not finished:
         return folder
     layers = [1, 2] if featurizer == "varan" else [0, 1, 2]
@@ -86,9 +102,26 @@ def runs(tmp_path: Path) -> Path:
         for seed in (1, 2):
             name = f"{fold}_{seed}"
             write_run(tmp_path / f"ws_{name}", "weighted_sum", fold, seed, 60 + fold + 2 * seed)
-            write_run(tmp_path / f"v1_{name}", "varan", fold, seed, 62 + fold + 2 * seed + 0.1 * seed, dev=72, kl_beta=0.01)
+            write_run(
+                tmp_path / f"v1_{name}",
+                "varan",
+                fold,
+                seed,
+                62 + fold + 2 * seed + 0.1 * seed,
+                dev=72,
+                kl_beta=0.01,
+            )
             write_run(tmp_path / f"v2_{name}", "varan", fold, seed, 70 + fold, dev=71, kl_beta=0.05)
-            write_run(tmp_path / f"v3_{name}", "varan", fold, seed, 90, dev=90, kl_beta=0.5, finished=name != "2_2")
+            write_run(
+                tmp_path / f"v3_{name}",
+                "varan",
+                fold,
+                seed,
+                90,
+                dev=90,
+                kl_beta=0.5,
+                finished=name != "2_2",
+            )
     return tmp_path
 
 
@@ -101,10 +134,15 @@ def test_mean_spread_and_paired_difference(runs: Path) -> None:
     row = row_of(rows, "varan (kl_beta=0.01)")
     values = [62 + fold + 2 * seed + 0.1 * seed for fold in (1, 2) for seed in (1, 2)]
     assert row.mean == pytest.approx(np.mean(values))
-    assert row.spread == (pytest.approx(2.1 / np.sqrt(2)), "seeds")  # fold means of the two seeds are 2.1 apart
+    assert row.spread == (
+        pytest.approx(2.1 / np.sqrt(2)),
+        "seeds",
+    )  # fold means of the two seeds are 2.1 apart
     assert row.difference.mean == pytest.approx(2.15)
     assert row.difference.pairs == 4 and row.difference.significant
-    assert 2.09 < row.difference.low < row.difference.mean < row.difference.high < 2.21  # pairing removes fold and seed
+    assert (
+        2.09 < row.difference.low < row.difference.mean < row.difference.high < 2.21
+    )  # pairing removes fold and seed
 
 
 def test_one_seed_spreads_over_folds(tmp_path: Path) -> None:
@@ -120,7 +158,9 @@ def test_incomplete_row_is_neither_best_nor_chosen(runs: Path) -> None:
     assert not row.complete and not row.best and len(row.values) == 3 and len(row.expected) == 4
     assert row_of(rows, "varan (kl_beta=0.05)").best
     chosen = {row.method: row for row in leaderboard(rows)}
-    assert chosen["varan"].label == "varan (kl_beta=0.01)"  # best on dev of the complete ones, though not on test
+    assert (
+        chosen["varan"].label == "varan (kl_beta=0.01)"
+    )  # best on dev of the complete ones, though not on test
 
 
 def test_a_fold_that_a_method_never_started_makes_it_incomplete(tmp_path: Path) -> None:
@@ -137,7 +177,9 @@ def test_bootstrap_interval_has_the_coverage_it_claims() -> None:
     generator, covered = np.random.default_rng(3), 0
     for _ in range(200):
         drawn = generator.normal(1.0, 2.0, size=24)
-        found = paired_difference({("f", n): x for n, x in enumerate(drawn)}, {("f", n): 0.0 for n in range(24)}, "x", 500)
+        found = paired_difference(
+            {("f", n): x for n, x in enumerate(drawn)}, {("f", n): 0.0 for n in range(24)}, "x", 500
+        )
         covered += found.low <= 1.0 <= found.high
     assert 0.87 <= covered / 200 <= 0.99
 
@@ -186,7 +228,9 @@ def test_damaged_result_is_shown(tmp_path: Path) -> None:
     assert cell.status == "unreadable" and "result.json cannot be read" in cell.note
 
 
-def test_places_without_experiments_are_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_places_without_experiments_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.yaml").write_text("other: file")
     assert main([str(tmp_path / "empty"), str(tmp_path / "nowhere")]) == 2
@@ -198,15 +242,33 @@ def test_all_files_are_made_and_the_page_stands_alone(runs: Path) -> None:
     out = runs / "out"
     assert main([str(runs), "--out", str(out), "--title", "A & B"]) == 0
     made = {path.name for path in (out / "figures").iterdir()}
-    for stem in ("bars", "differences", "dev_curves", "layers_per_class", "layers_per_corpus", "ablation_kl_beta"):
+    for stem in (
+        "bars",
+        "differences",
+        "dev_curves",
+        "layers_per_class",
+        "layers_per_corpus",
+        "ablation_kl_beta",
+    ):
         assert any(name.startswith(stem) and name.endswith(".png") for name in made), stem
         assert any(name.startswith(stem) and name.endswith(".pdf") for name in made), stem
     text = (out / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:)', text) and "<script" not in text and "url(" not in text
-    assert text.count("data:image/png;base64,") == len([name for name in made if name.endswith(".png")])
+    assert (
+        not re.findall(r'(?:src|href)="(?!data:)', text)
+        and "<script" not in text
+        and "url(" not in text
+    )
+    assert text.count("data:image/png;base64,") == len(
+        [name for name in made if name.endswith(".png")]
+    )
     assert "A &amp; B" in text and '<td class="incomplete">' in text and "<b>" in text
     latex = (out / "leaderboard.tex").read_text()
-    assert "\\toprule" in latex and "weighted\\_sum" in latex and "\\textbf{" in latex and "±" not in latex
+    assert (
+        "\\toprule" in latex
+        and "weighted\\_sum" in latex
+        and "\\textbf{" in latex
+        and "±" not in latex
+    )
     with open(out / "settings.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert {line["variant"]: line["complete"] for line in lines} == {
@@ -229,7 +291,9 @@ def test_planned_and_pruned_cells_of_a_sweep(tmp_path: Path) -> None:
     found = find_cells([str(tmp_path)])
     assert sorted(cell.status for cell in found) == ["done", "planned"]
     (tmp_path / "two").mkdir()
-    (tmp_path / "two/status.json").write_text(json.dumps({"status": "pruned", "args": other, "config": result["config"]}))
+    (tmp_path / "two/status.json").write_text(
+        json.dumps({"status": "pruned", "args": other, "config": result["config"]})
+    )
     rows, notes = build_rows(find_cells([str(tmp_path)]))
     assert rows[0].complete and "1 cells were pruned" in notes[0]
 
@@ -239,13 +303,18 @@ def test_submission_has_the_leaderboards_names(tmp_path: Path) -> None:
         write_run(tmp_path / f"run{fold}", "varan", fold, 1, 50, corpus="IEMOCAP")
     assert main([str(tmp_path / "run*"), "--submission", str(tmp_path / "sub")]) == 0
     with zipfile.ZipFile(tmp_path / "sub/predict.zip") as archive:
-        assert archive.namelist() == ["predict/er_fold1_public/predict.txt", "predict/er_fold2_public/predict.txt"]
+        assert archive.namelist() == [
+            "predict/er_fold1_public/predict.txt",
+            "predict/er_fold2_public/predict.txt",
+        ]
         assert archive.read("predict/er_fold1_public/predict.txt") == b"clip0 angry\n"
     readme = (tmp_path / "sub/README.md").read_text()
     assert "2 of 5 folds" in readme and "another corpus" not in readme
 
 
-def test_submission_refuses_two_runs_for_one_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_submission_refuses_two_runs_for_one_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     write_run(tmp_path / "a", "varan", 1, 1, 50)
     (write_run(tmp_path / "b", "varan", 1, 2, 50) / "test_fold1_predict.txt").unlink()
     assert main([str(tmp_path), "--submission", str(tmp_path / "sub")]) == 2
@@ -255,7 +324,11 @@ def test_submission_refuses_two_runs_for_one_place(tmp_path: Path, capsys: pytes
 
 def test_identity_ignores_what_a_run_never_reads() -> None:
     args = {"featurizer": "varan", "seed": 1, "expdir": "a", "lora": False}
-    config = {"varan": {"prior": "uniform", "chi2_df": 6, "kl_beta": 1}, "runner": {"log_step": 1}, "lora": {"rank": 16}}
+    config = {
+        "varan": {"prior": "uniform", "chi2_df": 6, "kl_beta": 1},
+        "runner": {"log_step": 1},
+        "lora": {"rank": 16},
+    }
     same = {
         "varan": {"kl_beta": 1.0, "prior": "uniform", "chi2_df": 35},
         "runner": {"log_step": 9},
@@ -269,22 +342,36 @@ def test_identity_ignores_what_a_run_never_reads() -> None:
 
 
 def test_a_setting_that_is_the_same_wherever_it_is_found_is_not_told(tmp_path: Path) -> None:
-    for number, (prior, own) in enumerate((("chi2", {"chi2_df": 6}), ("chi2_reversed", {"chi2_df": 6}), ("uniform", {}))):
+    for number, (prior, own) in enumerate(
+        (("chi2", {"chi2_df": 6}), ("chi2_reversed", {"chi2_df": 6}), ("uniform", {}))
+    ):
         write_run(tmp_path / f"p{number}", "varan", 1, 1, 70, prior=prior, **own)
     rows = build_rows(find_cells([str(tmp_path)]))[0]
-    assert {row.label for row in rows} == {"varan (prior=chi2)", "varan (prior=chi2_reversed)", "varan (prior=uniform)"}
-    for number, share in enumerate((False, True)):  # told apart by nothing but that one has the setting
+    assert {row.label for row in rows} == {
+        "varan (prior=chi2)",
+        "varan (prior=chi2_reversed)",
+        "varan (prior=uniform)",
+    }
+    for number, share in enumerate(
+        (False, True)
+    ):  # told apart by nothing but that one has the setting
         write_run(tmp_path / f"s{number}", "layer", 1, 1, 70, **({"share": 1} if share else {}))
     rows = build_rows(find_cells([str(tmp_path)]))[0]
     assert {"layer", "layer (share=1)"} <= {row.label for row in rows}
     write_run(tmp_path / "s2", "layer", 1, 1, 70, share=1, width=2)
     write_run(tmp_path / "s3", "layer", 1, 1, 70, share=1, width=3)
     labels = [row.label for row in build_rows(find_cells([str(tmp_path)]))[0]]
-    assert len(set(labels)) == len(labels)  # most have share=1, but hiding it would leave two rows one name
+    assert len(set(labels)) == len(
+        labels
+    )  # most have share=1, but hiding it would leave two rows one name
 
 
 def test_differences_are_drawn_from_the_smallest_up(runs: Path) -> None:
-    (picture,) = [p for p in all_pictures(build_rows(find_cells([str(runs)]))[0]) if p.name.startswith("differences")]
+    (picture,) = [
+        p
+        for p in all_pictures(build_rows(find_cells([str(runs)]))[0])
+        if p.name.startswith("differences")
+    ]
     axes = picture.figure.axes[0]
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names == ["varan (kl_beta=0.01)", "varan (kl_beta=0.05)", "varan (kl_beta=0.5) 3/4"]
@@ -297,13 +384,16 @@ def test_short_names_stay_apart() -> None:
         "config.optimizer.lr": "lr",
         "config.varan.prior": "prior",
     }
-    assert short_names(["config.a.lr", "config.b.lr"]) == {"config.a.lr": "a.lr", "config.b.lr": "b.lr"}
+    assert short_names(["config.a.lr", "config.b.lr"]) == {
+        "config.a.lr": "a.lr",
+        "config.b.lr": "b.lr",
+    }
 
 
 def test_report_needs_no_torch() -> None:
-    code = (
-        "import sys, s3prl_varan.report.cli, s3prl_varan.report.figures, s3prl_varan.report.table; print('torch' in sys.modules)"
-    )
+    code = "import sys, s3prl_varan.report.cli, s3prl_varan.report.figures, s3prl_varan.report.table; print('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    )
     assert run.stdout.strip() == "False"

@@ -6,7 +6,14 @@ import torch.nn.functional as F
 
 from s3prl_varan.config.reading import build_options
 from s3prl_varan.errors import UserError
-from s3prl_varan.features.specaug import SpecAugment, SpecAugOptions, build_specaug, draw_masks, draw_warps, warp_time
+from s3prl_varan.features.specaug import (
+    SpecAugment,
+    SpecAugOptions,
+    build_specaug,
+    draw_masks,
+    draw_warps,
+    warp_time,
+)
 from s3prl_varan.features.stack import LayerFeatures
 
 MASKS_ONLY = {"apply_time_warp": False}
@@ -21,11 +28,15 @@ def features(lengths=(60, 33, 5), layers=3, frames=60, dim=80):
 def test_all_layers_lose_the_same_cells_and_padding_is_untouched():
     torch.manual_seed(0)
     given = features()
-    hidden = SpecAugment(**MASKS_ONLY, time_mask_width_range=[1, 20], freq_mask_width_range=[1, 20])(given).hidden
+    hidden = SpecAugment(
+        **MASKS_ONLY, time_mask_width_range=[1, 20], freq_mask_width_range=[1, 20]
+    )(given).hidden
     gone = hidden == 0
     assert gone.any() and not gone.all()
     assert torch.equal(gone, gone[:, :1].expand_as(gone))
-    time_only = SpecAugment(**MASKS_ONLY, apply_freq_mask=False, time_mask_width_range=[1, 40])(given).hidden
+    time_only = SpecAugment(**MASKS_ONLY, apply_freq_mask=False, time_mask_width_range=[1, 40])(
+        given
+    ).hidden
     for row, length in enumerate(given.lengths):
         assert torch.equal(time_only[row, :, length:], given.hidden[row, :, length:])
     assert not torch.equal(gone[0], gone[1]), "utterances have masks of their own"
@@ -36,7 +47,11 @@ def test_given_features_are_not_written_to_and_other_fields_stay():
     before = given.hidden.clone()
     result = SpecAugment()(given)
     assert torch.equal(given.hidden, before)
-    assert result.lengths is given.lengths and result.prior is given.prior and result.layer_weights is given.layer_weights
+    assert (
+        result.lengths is given.lengths
+        and result.prior is given.prior
+        and result.layer_weights is given.layer_weights
+    )
 
 
 def test_same_seed_same_masks():
@@ -50,13 +65,22 @@ def test_same_seed_same_masks():
 def test_warp_equals_interpolate_of_each_side():
     torch.manual_seed(0)
     hidden = torch.randn(3, 2, 40, 6)
-    lengths, centers, targets = torch.tensor([40, 30, 8]), torch.tensor([12, 20, 0]), torch.tensor([9, 24, 0])
+    lengths, centers, targets = (
+        torch.tensor([40, 30, 8]),
+        torch.tensor([12, 20, 0]),
+        torch.tensor([9, 24, 0]),
+    )
     warped = warp_time(hidden, lengths, centers, targets)
-    for row, (length, center, target) in enumerate(zip(lengths.tolist(), centers.tolist(), targets.tolist(), strict=True)):
+    for row, (length, center, target) in enumerate(
+        zip(lengths.tolist(), centers.tolist(), targets.tolist(), strict=True)
+    ):
         expected = hidden[row, :, :length]
         if center:
             halves = (expected[:, :center], target), (expected[:, center:], length - target)
-            sides = [F.interpolate(part[:, None], (size, 6), mode="bicubic", align_corners=False)[:, 0] for part, size in halves]
+            sides = [
+                F.interpolate(part[:, None], (size, 6), mode="bicubic", align_corners=False)[:, 0]
+                for part, size in halves
+            ]
             expected = torch.cat(sides, dim=1)
         torch.testing.assert_close(warped[row, :, :length], expected, atol=1e-5, rtol=1e-5)
         assert torch.equal(warped[row, :, length:], hidden[row, :, length:])
@@ -112,8 +136,13 @@ def test_gradients_pass_through_what_is_kept():
 
 def test_bad_options_are_named():
     problems: list[str] = []
-    build_options(SpecAugOptions, {"time_warp_windw": 3, "num_time_mask": "two"}, "specaug", problems)
-    assert "time_warp_windw: unknown key. Did you mean 'time_warp_window'?" in problems[0] and "num_time_mask" in problems[1]
+    build_options(
+        SpecAugOptions, {"time_warp_windw": 3, "num_time_mask": "two"}, "specaug", problems
+    )
+    assert (
+        "time_warp_windw: unknown key. Did you mean 'time_warp_window'?" in problems[0]
+        and "num_time_mask" in problems[1]
+    )
     with pytest.raises(UserError, match=r"time_mask_width_range: expected \[low, high\]"):
         SpecAugment(time_mask_width_range=[40, 0])
     with pytest.raises(UserError, match="leave the section out"):

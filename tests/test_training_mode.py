@@ -17,7 +17,9 @@ class DroppingExpert(UpstreamExpert):
 
     def __init__(self):
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Sequential(layer, torch.nn.Dropout(0.1)) for layer in self.layers)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Sequential(layer, torch.nn.Dropout(0.1)) for layer in self.layers
+        )
 
 
 def dropping(**kwargs):
@@ -48,9 +50,16 @@ TUNING = {
 
 
 @pytest.mark.parametrize("tuning", ["frozen", *TUNING])
-def test_modes_at_step_0_after_an_evaluation_and_after_a_resume(tuning, modes, emotion_args, tmp_path, capsys):
+def test_modes_at_step_0_after_an_evaluation_and_after_a_resume(
+    tuning, modes, emotion_args, tmp_path, capsys
+):
     flags, settings = TUNING.get(tuning, ([], {}))
-    settings = {**settings, "config.runner.total_steps": 6, "config.runner.eval_step": 2, "config.runner.save_step": 4}
+    settings = {
+        **settings,
+        "config.runner.total_steps": 6,
+        "config.runner.eval_step": 2,
+        "config.runner.save_step": 4,
+    }
     settings["config.runner.max_keep"] = 5
     folder = tmp_path / "exp"
     args = emotion_args("varan", "-p", folder, *flags, upstream=DROPPING, **settings)
@@ -67,18 +76,31 @@ def test_modes_at_step_0_after_an_evaluation_and_after_a_resume(tuning, modes, e
 
 
 @pytest.mark.parametrize("tuning", TUNING)
-def test_a_resumed_run_of_a_trained_upstream_ends_where_an_uninterrupted_one_does(tuning, emotion_args, tmp_path, capsys):
+def test_a_resumed_run_of_a_trained_upstream_ends_where_an_uninterrupted_one_does(
+    tuning, emotion_args, tmp_path, capsys
+):
     flags, settings = TUNING[tuning]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
-        args = emotion_args("varan", "-p", folder, *flags, upstream=DROPPING, **{**settings, "config.runner.max_keep": 5})
+        args = emotion_args(
+            "varan",
+            "-p",
+            folder,
+            *flags,
+            upstream=DROPPING,
+            **{**settings, "config.runner.max_keep": 5},
+        )
         assert main([str(arg) for arg in args]) == 0
     (parts / "states-40.ckpt").unlink()
     (parts / "result.json").unlink()
     assert main(["-m", "train", "-e", str(parts), "--device", "cpu"]) == 0
     a, b = (torch.load(folder / "states-40.ckpt", weights_only=True) for folder in (whole, parts))
     states = [(a[part], b[part]) for part in ("Featurizer", "Downstream")]
-    states.append((a["lora"]["state"], b["lora"]["state"]) if tuning == "lora" else (a["Upstream"], b["Upstream"]))
+    states.append(
+        (a["lora"]["state"], b["lora"]["state"])
+        if tuning == "lora"
+        else (a["Upstream"], b["Upstream"])
+    )
     for one, other in states:
         assert one and one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

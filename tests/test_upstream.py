@@ -108,12 +108,22 @@ def refusal(*args, **kwargs) -> str:
 def test_all_names_of_the_hub_are_known():
     """The table is read from the sources; s3prl.hub itself takes seconds to import, hence a process of its own."""
     code = "import s3prl.hub as hub; print('NAMES', *(n + '=' + getattr(hub, n).__module__ for n in hub.options()))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     listed = dict(pair.split("=") for pair in said.split("NAMES ")[1].split())
-    not_upstreams = {"Path", "FileLock", "load_and_convert_fairseq_ckpt"}  # imports that options() counts too
+    not_upstreams = {
+        "Path",
+        "FileLock",
+        "load_and_convert_fairseq_ckpt",
+    }  # imports that options() counts too
     assert set(listed) - set(hub_modules()) == not_upstreams
     assert set(hub_modules()) <= set(listed)
-    defined = {name: module for name, module in listed.items() if name in hub_modules() and name != "vq_apc_url"}
+    defined = {
+        name: module
+        for name, module in listed.items()
+        if name in hub_modules() and name != "vq_apc_url"
+    }
     assert {name: hub_modules()[name] for name in defined} == defined
 
 
@@ -123,19 +133,33 @@ def test_names_cost_no_import_of_the_hub():
         "build_upstream('mel');"
         "sys.exit('s3prl.hub' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert known_names()[:2] == ["whisper", "micro_wavlm"] and len(known_names()) > 180
 
 
-@pytest.mark.parametrize("name, rate, dim", [("fbank", 160, 240), ("mfcc", 160, 39), ("mel", 160, 80), ("linear", 160, 201)])
+@pytest.mark.parametrize(
+    "name, rate, dim",
+    [("fbank", 160, 240), ("mfcc", 160, 39), ("mel", 160, 80), ("linear", 160, 201)],
+)
 def test_spectral_features(name, rate, dim):
     upstream = build_upstream(name)
     assert (upstream.num_hidden, upstream.dim, upstream.downsample_rate) == (1, dim, rate)
     hidden = upstream([torch.zeros(9000), torch.zeros(3), *noise(5000)])
     assert hidden.layers[0].isfinite().all()
-    alone = [upstream([clip]).lengths[0] for clip in (torch.zeros(9000), torch.zeros(3), torch.zeros(5000))]
+    alone = [
+        upstream([clip]).lengths[0]
+        for clip in (torch.zeros(9000), torch.zeros(3), torch.zeros(5000))
+    ]
     assert hidden.lengths.tolist() == alone
-    rounded = [round(9000 / 160), round(upstream.min_samples / 160), round(5000 / 160)]  # SUPERB's rule, an upper bound
+    rounded = [
+        round(9000 / 160),
+        round(upstream.min_samples / 160),
+        round(5000 / 160),
+    ]  # SUPERB's rule, an upper bound
     assert all(one <= most <= one + 2 for one, most in zip(alone, rounded, strict=True))
 
 
@@ -144,7 +168,10 @@ def test_global_random_generators_stay_as_they_are():
     np.random.seed(7)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     first, second = build_upstream("micro_wavlm"), build_upstream("micro_wavlm")
-    assert torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numpy_before).all()
+    assert (
+        torch.equal(torch.get_rng_state(), before)
+        and (np.random.get_state()[1] == numpy_before).all()
+    )
     assert first.fingerprint() == second.fingerprint()
 
 
@@ -165,7 +192,9 @@ def test_fingerprint_tells_weights_and_options_apart():
     upstream = Upstream(Frames(lambda x: {"hidden_states": x}), name="a")
     before = upstream.fingerprint()
     nn.init.zeros_(upstream.expert.weight)
-    assert upstream.fingerprint() == before, "cached: training does not change which upstream it was"
+    assert upstream.fingerprint() == before, (
+        "cached: training does not change which upstream it was"
+    )
     assert fingerprint(1.0, name="here/e.py:E") == fingerprint(1.0, name="/there/e.py:E")
 
 
@@ -190,7 +219,10 @@ def test_micro_wavlm_result_does_not_depend_on_the_batch():
 def test_micro_wavlm_export_equals_s3prls_wavlm_local(tmp_path):
     expert = micro.micro_wavlm()
     expert.export(tmp_path / "micro.pt")
-    theirs, ours = build_upstream("wavlm_local", str(tmp_path / "micro.pt")), Upstream(expert, name="micro_wavlm")
+    theirs, ours = (
+        build_upstream("wavlm_local", str(tmp_path / "micro.pt")),
+        Upstream(expert, name="micro_wavlm"),
+    )
     with torch.no_grad():
         for wavs in (noise(16000), noise(9000, 9000)):
             for a, b in zip(theirs(wavs).layers, ours(wavs).layers, strict=True):
@@ -207,16 +239,26 @@ def test_micro_wavlm_trains():
 
 
 def test_build_wavlm_takes_half_precision_weights_and_names_unknown_fields():
-    state = {key: value.half() for key, value in micro.build_wavlm(SMALL, seed=1).model.state_dict().items()}
+    state = {
+        key: value.half()
+        for key, value in micro.build_wavlm(SMALL, seed=1).model.state_dict().items()
+    }
     expert = micro.build_wavlm(SMALL, state)
-    assert all(torch.equal(value, state[key].float()) for key, value in expert.model.state_dict().items())
-    with pytest.raises(UserError, match="'encoder_layer' is no field of WavLMConfig. Did you mean 'encoder_layers'"):
+    assert all(
+        torch.equal(value, state[key].float()) for key, value in expert.model.state_dict().items()
+    )
+    with pytest.raises(
+        UserError, match="'encoder_layer' is no field of WavLMConfig. Did you mean 'encoder_layers'"
+    ):
         micro.build_wavlm({"encoder_layer": 2})
 
 
 def test_shipped_weights_are_there_small_and_give_layers_that_differ():
     assert micro.WEIGHTS.stat().st_size < 12e6
-    shipped, drawn = build_upstream("micro_wavlm"), build_upstream("micro_wavlm", model_config=str(micro.CONFIG))
+    shipped, drawn = (
+        build_upstream("micro_wavlm"),
+        build_upstream("micro_wavlm", model_config=str(micro.CONFIG)),
+    )
     assert shipped.num_hidden == 13 and shipped.fingerprint() != drawn.fingerprint()
     layers = shipped(noise(16000)).layers
     for below, above in itertools.pairwise(layers):
@@ -244,7 +286,11 @@ def test_expert_from_a_file_and_from_a_module(expert_file, monkeypatch):
     upstream = build_upstream(f"{expert_file}:Expert")
     assert (upstream.num_hidden, upstream.dim, upstream.downsample_rate) == (2, 5, 160)
     hidden = upstream(noise(1600, 800, 10))
-    assert hidden.lengths.tolist() == [10, 5, 2] and hidden.layers[0].shape == (3, 10, 5)  # 10 samples: padded to 400
+    assert hidden.lengths.tolist() == [10, 5, 2] and hidden.layers[0].shape == (
+        3,
+        10,
+        5,
+    )  # 10 samples: padded to 400
     assert build_upstream(f"{expert_file}:Expert", "any").expert.ckpt == "any"
     shutil.copy(expert_file, expert_file.with_name("users_module.py"))
     monkeypatch.chdir(expert_file.parent)
@@ -277,9 +323,18 @@ def test_error_inside_the_users_code_is_shown_whole(tmp_path):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda x: {"hidden_states": [x, x, x[..., :2]]}, "differ in size: layers 0-1: 3, layer 2: 2. .*-f layer -l N"),
-        (lambda x: {"hidden_states": [x, x[:, ::2]]}, "differ in frame rate: layer 0: 100, layer 1: 50 frames"),
-        (lambda x: {"feats": x, "more": x, "none": None}, "no feature 'hidden_states'. It gives: feats, more"),
+        (
+            lambda x: {"hidden_states": [x, x, x[..., :2]]},
+            "differ in size: layers 0-1: 3, layer 2: 2. .*-f layer -l N",
+        ),
+        (
+            lambda x: {"hidden_states": [x, x[:, ::2]]},
+            "differ in frame rate: layer 0: 100, layer 1: 50 frames",
+        ),
+        (
+            lambda x: {"feats": x, "more": x, "none": None},
+            "no feature 'hidden_states'. It gives: feats, more",
+        ),
         (lambda x: {"hidden_states": [x.mean(1)]}, r"must be \[B, T, D\], 2 clips gave \[2, 3\]"),
         (lambda x: {"hidden_states": []}, "found an empty list"),
         (lambda x: {"hidden_states": "text"}, "found str"),
@@ -293,7 +348,10 @@ def test_outputs_that_are_refused(make, message):
 
 
 def test_wrong_downsample_rate_is_refused():
-    with pytest.raises(UserError, match="made 100 frames of 16000 samples, but by its downsample rate of 320 there should be 50"):
+    with pytest.raises(
+        UserError,
+        match="made 100 frames of 16000 samples, but by its downsample rate of 320 there should be 50",
+    ):
         Upstream(Frames(lambda x: {"hidden_states": x}, rate=320), name="mine")
 
 
@@ -314,7 +372,9 @@ def test_layer_drop_is_named():
     expert = Frames(lambda x: {"hidden_states": [x, x, x]})
     upstream = Upstream(expert, name="mine")
     expert.make = lambda x: {"hidden_states": [x, x]}
-    with pytest.raises(UserError, match="'mine' gave 2 hidden states, 3 before.*layer drop must be off"):
+    with pytest.raises(
+        UserError, match="'mine' gave 2 hidden states, 3 before.*layer drop must be off"
+    ):
         upstream(noise(16000))
 
 
@@ -332,13 +392,18 @@ def test_short_clips_are_padded_to_what_the_expert_digests():
 
 
 def test_flags_that_do_not_fit_the_name(tmp_path):
-    assert "no upstream 'wavlmm'. Did you mean 'wavlm'? Known are whisper, micro_wavlm and 19" in refusal("wavlmm")
+    assert (
+        "no upstream 'wavlmm'. Did you mean 'wavlm'? Known are whisper, micro_wavlm and 19"
+        in refusal("wavlmm")
+    )
     assert "-k is missing" in refusal("wavlm_local")
     assert "-g is missing" in refusal("baseline_local")
     both = refusal("pase_local", model_config=f"{tmp_path}/no.yaml")
     assert "-k is missing" in both and f"-g: there is no file {tmp_path}/no.yaml" in both
     assert f"-k: there is no file {tmp_path}/no.pt" in refusal("hubert_local", f"{tmp_path}/no.pt")
-    assert "-k would be ignored" in refusal("wavlm", "any.pt") and "`-u wavlm_local -k FILE`" in refusal("wavlm", "any.pt")
+    assert "-k would be ignored" in refusal(
+        "wavlm", "any.pt"
+    ) and "`-u wavlm_local -k FILE`" in refusal("wavlm", "any.pt")
     assert "must be a URL here" in refusal("wavlm_url", "any.pt")
 
 
@@ -349,7 +414,10 @@ def test_checkpoints_that_do_not_fit(wavlm_file, tmp_path):
     torch.save(state, wavlm_file)
     said = refusal("wavlm_local", str(wavlm_file))
     assert "1 missing: mask_emb" in said and "1 unexpected: new" in said
-    assert "layer_norm.weight: [3] in the checkpoint, [16] in the model" in said and len(said.splitlines()) < 8
+    assert (
+        "layer_norm.weight: [3] in the checkpoint, [16] in the model" in said
+        and len(said.splitlines()) < 8
+    )
     other = tmp_path / "other.pt"
     torch.save({"x": 1}, other)
     assert "it has no 'cfg'" in refusal("wavlm_local", str(other))
@@ -369,30 +437,46 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("name", ["wavlm_local", "distiller_local", "mockingjay_local"])  # two ask for full unpickling
+@pytest.mark.parametrize(
+    "name", ["wavlm_local", "distiller_local", "mockingjay_local"]
+)  # two ask for full unpickling
 def test_checkpoints_run_no_code(name, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
     torch.save({"Config": Payload(tmp_path / "ran"), "cfg": {}, "model": {}}, tmp_path / "evil.pt")
     said = refusal(name, str(tmp_path / "evil.pt"))
     assert "could run code" in said and "convert it" in said and "mkdir" in said
     assert not (tmp_path / "ran").exists() and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-    torch.save({"cfg": argparse.Namespace(a=1), "Config": argparse.Namespace(a=1)}, tmp_path / "names.pt")
+    torch.save(
+        {"cfg": argparse.Namespace(a=1), "Config": argparse.Namespace(a=1)}, tmp_path / "names.pt"
+    )
     assert "(argparse.Namespace)" in refusal(name, str(tmp_path / "names.pt"))
 
 
 def test_families_that_load_a_local_checkpoint(wavlm_file, tmp_path):
     from s3prl.upstream.data2vec.data2vec_model import Data2VecAudioConfig, Data2VecAudioModel
-    from s3prl.upstream.wav2vec2.wav2vec2_model import AudioPretrainingConfig, Wav2Vec2Config, Wav2Vec2Model
+    from s3prl.upstream.wav2vec2.wav2vec2_model import (
+        AudioPretrainingConfig,
+        Wav2Vec2Config,
+        Wav2Vec2Model,
+    )
 
     task = vars(AudioPretrainingConfig(normalize=True))
     small = {key: value for key, value in SMALL.items() if key != "normalize"}
     config = Wav2Vec2Config(**small)
-    wav2vec2 = {"task_cfg": task, "model_cfg": vars(config), "model_weight": Wav2Vec2Model(config).state_dict()}
+    wav2vec2 = {
+        "task_cfg": task,
+        "model_cfg": vars(config),
+        "model_weight": Wav2Vec2Model(config).state_dict(),
+    }
     torch.save(wav2vec2, tmp_path / "wav2vec2.pt")
     config = Data2VecAudioConfig(**small)
     model = Data2VecAudioModel(config)
     model.remove_pretraining_modules()
-    data2vec = {"task_cfg": task, "model_cfg": vars(config), "model_weight": {**model.state_dict(), "_ema": {}}}
+    data2vec = {
+        "task_cfg": task,
+        "model_cfg": vars(config),
+        "model_weight": {**model.state_dict(), "_ema": {}},
+    }
     torch.save(data2vec, tmp_path / "data2vec.pt")
     shutil.copy(wavlm_file, tmp_path / "unispeech_sat.pt")
     for family in ("wavlm", "wav2vec2", "data2vec", "unispeech_sat"):
@@ -415,11 +499,23 @@ def test_failed_download_is_explained_and_leaves_nothing(tmp_path, monkeypatch):
     for way in ("_download_url_to_file", "_download_url_to_file_requests"):
         monkeypatch.setattr(download, way, no_network)
     said = refusal("wavlm_base")
-    assert "could not be downloaded from https://" in said and "name resolution" in said and "`-u wavlm_local -k FILE`" in said
+    assert (
+        "could not be downloaded from https://" in said
+        and "name resolution" in said
+        and "`-u wavlm_local -k FILE`" in said
+    )
 
     served = {"content": b""}
-    monkeypatch.setattr(download, "_download_url_to_file", lambda url, path, *_: Path(path).write_bytes(served["content"]))
-    for content, message in [(b"", "empty file"), (b"<!DOCTYPE html>", "web page"), (b"Entry not found", "try again")]:
+    monkeypatch.setattr(
+        download,
+        "_download_url_to_file",
+        lambda url, path, *_: Path(path).write_bytes(served["content"]),
+    )
+    for content, message in [
+        (b"", "empty file"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"Entry not found", "try again"),
+    ]:
         served["content"] = content
         assert message in refusal("wavlm_base")
         assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
@@ -429,7 +525,11 @@ def test_good_download_after_a_broken_one(tmp_path, monkeypatch, wavlm_file):
     from s3prl.util import download
 
     monkeypatch.setattr(download, "_download_dir", tmp_path / "cache")
-    monkeypatch.setattr(download, "_download_url_to_file", lambda url, path, *_: shutil.copy(wavlm_file, path))
+    monkeypatch.setattr(
+        download, "_download_url_to_file", lambda url, path, *_: shutil.copy(wavlm_file, path)
+    )
     url = "https://huggingface.co/s3prl/converted_ckpts/resolve/main/wavlm_base.pt"
-    Path(download.urls_to_filepaths(url, download=False)).touch()  # empty, as an interrupted download leaves it
+    Path(
+        download.urls_to_filepaths(url, download=False)
+    ).touch()  # empty, as an interrupted download leaves it
     assert build_upstream("wavlm_base").num_hidden == 3

@@ -38,7 +38,10 @@ def tiny_dirs(tmp_path_factory) -> dict[str, Path]:
     for name in ("encoder", "bin"):
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(TINY))
-    save_file({key: value.half() for key, value in encoder.items()}, root / "encoder" / "model.safetensors")
+    save_file(
+        {key: value.half() for key, value in encoder.items()},
+        root / "encoder" / "model.safetensors",
+    )
     torch.save(model.model.state_dict(), root / "bin" / "pytorch_model.bin")
     return {path.name: path for path in root.iterdir()}
 
@@ -67,9 +70,13 @@ def test_log_mel_equals_transformers(num_mel):
     mel, frames = LogMel(num_mel)(wavs)
     assert frames.tolist() == [200, 110] and (mel[1, :, 110:] == 0).all()
     extractor = WhisperFeatureExtractor(feature_size=num_mel)
-    theirs = torch.tensor(extractor([wav.numpy() for wav in wavs], sampling_rate=16000)["input_features"])
+    theirs = torch.tensor(
+        extractor([wav.numpy() for wav in wavs], sampling_rate=16000)["input_features"]
+    )
     for index, count in enumerate(frames):
-        torch.testing.assert_close(mel[index, :, :count], theirs[index, :, :count], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            mel[index, :, :count], theirs[index, :, :count], rtol=0, atol=1e-5
+        )
 
 
 def test_hidden_states_equal_transformers_on_thirty_seconds(tiny_dirs):
@@ -87,7 +94,9 @@ def test_every_form_of_checkpoint_gives_the_same(tiny_dirs):
     assert len(list(tiny_dirs["sharded"].glob("model-*.safetensors"))) > 1
     wavs = clips(0.7, 0.4)
     with torch.no_grad():
-        states = {name: whisper(str(path))(wavs)["hidden_states"][-1] for name, path in tiny_dirs.items()}
+        states = {
+            name: whisper(str(path))(wavs)["hidden_states"][-1] for name, path in tiny_dirs.items()
+        }
     assert states["encoder"].dtype == torch.float32
     assert all(torch.equal(each, states["encoder"]) for each in states.values()), states.keys()
 
@@ -105,14 +114,18 @@ def test_clips_beyond_thirty_seconds_go_window_by_window(tiny_dirs):
         mel, frames = expert.log_mel([long])
         windows = [mel[:, :, :3000], mel[:, :, 3000:6000], mel[:, :, 6000:]]
         apart = [expert.encode(each, torch.tensor([each.size(-1)]))[-1] for each in windows]
-        torch.testing.assert_close(expert.encode(mel, frames)[-1], torch.cat(apart, 1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            expert.encode(mel, frames)[-1], torch.cat(apart, 1), rtol=0, atol=1e-5
+        )
 
 
 def test_as_upstream(tiny_dirs):
     upstream = build_upstream("whisper", str(tiny_dirs["whole"]))
     assert (upstream.num_hidden, upstream.dim, upstream.downsample_rate) == (4, 16, 320)
     hidden = upstream([*clips(1.0, 0.3), torch.zeros(0), torch.zeros(9000)])
-    assert hidden.lengths.tolist() == [50, 15, 1, 28] and all(layer.isfinite().all() for layer in hidden.layers)
+    assert hidden.lengths.tolist() == [50, 15, 1, 28] and all(
+        layer.isfinite().all() for layer in hidden.layers
+    )
 
 
 class Low(nn.Module):
@@ -131,14 +144,18 @@ def test_every_weight_of_a_layer_can_be_parametrized_and_trained(tiny_dirs):
     upstream = build_upstream("whisper", str(tiny_dirs["encoder"])).requires_grad_(False).train()
     plain = upstream(clips(0.5))
     for name in ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj"):
-        for module in [module for key, module in upstream.named_modules() if key.endswith(f".{name}")]:
+        for module in [
+            module for key, module in upstream.named_modules() if key.endswith(f".{name}")
+        ]:
             parametrize.register_parametrization(module, "weight", Low(module.weight))
     adapted = upstream(clips(0.5))
     assert torch.equal(plain.layers[-1], adapted.layers[-1])
     weight = torch.randn(adapted.layers[-1].shape, generator=torch.Generator().manual_seed(0))
     (adapted.layers[-1] * weight).sum().backward()
     ups = {key: value.grad for key, value in upstream.named_parameters() if key.endswith(".up")}
-    assert len(ups) == 18 and all(grad is not None and grad.abs().sum() > 0 for grad in ups.values())
+    assert len(ups) == 18 and all(
+        grad is not None and grad.abs().sum() > 0 for grad in ups.values()
+    )
 
 
 def test_gradient_checkpointing_of_layers_changes_no_gradient(tiny_dirs):
@@ -147,7 +164,9 @@ def test_gradient_checkpointing_of_layers_changes_no_gradient(tiny_dirs):
         expert = whisper(str(tiny_dirs["encoder"])).train()
         if checkpointing:
             expert.model.gradient_checkpointing_enable()
-            assert any(getattr(layer, "gradient_checkpointing", False) for layer in expert.model.layers)
+            assert any(
+                getattr(layer, "gradient_checkpointing", False) for layer in expert.model.layers
+            )
         expert(clips(0.5))["hidden_states"][-1].square().sum().backward()
         gradients.append(expert.model.layers[0].fc1.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -164,7 +183,10 @@ def test_what_is_refused(tiny_dirs, tmp_path, monkeypatch):
     assert "needs -k: a folder with" in refusal() and "openai/whisper-base" in refusal()
     assert "there is no folder ./gone" in refusal("./gone")
     said = refusal("openai/whisper-none")
-    assert "as a hub id it could not be downloaded (ZeroDivisionError" in said and "give the folder" in said
+    assert (
+        "as a hub id it could not be downloaded (ZeroDivisionError" in said
+        and "give the folder" in said
+    )
     assert "is a file" in refusal(str(tiny_dirs["encoder"] / "config.json"))
     assert "has no config.json" in refusal(str(tmp_path))
     config = tmp_path / "config.json"
@@ -176,7 +198,11 @@ def test_what_is_refused(tiny_dirs, tmp_path, monkeypatch):
     assert "has no weights, expected model.safetensors" in refusal(str(tmp_path))
     shutil.copy(tiny_dirs["encoder"] / "model.safetensors", tmp_path)
     said = refusal(str(tmp_path))
-    assert "do not fit its config.json" in said and "'layers.3.self_attn" in said and len(said.splitlines()) == 6
+    assert (
+        "do not fit its config.json" in said
+        and "'layers.3.self_attn" in said
+        and len(said.splitlines()) == 6
+    )
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     assert "cannot be read as weights" in refusal(str(tmp_path))
 

@@ -26,7 +26,11 @@ class UpstreamExpert(nn.Module):
 
     def forward(self, wavs):
         frames = [wav[: len(wav) // HOP * HOP].view(-1, HOP) for wav in wavs]
-        hidden = self.embed(pad_sequence([torch.log(torch.fft.rfft(f).abs() + 1e-3) for f in frames], batch_first=True))
+        hidden = self.embed(
+            pad_sequence(
+                [torch.log(torch.fft.rfft(f).abs() + 1e-3) for f in frames], batch_first=True
+            )
+        )
         states = [hidden]
         for layer in self.layers:
             hidden = hidden + torch.tanh(layer(hidden))

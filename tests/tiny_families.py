@@ -37,7 +37,10 @@ HUGGING = {
 
 def _plain(config):
     """A config dataclass as plain values (its choices are enums)."""
-    return {key: value.value if hasattr(value, "value") else value for key, value in asdict(config).items()}
+    return {
+        key: value.value if hasattr(value, "value") else value
+        for key, value in asdict(config).items()
+    }
 
 
 def _wavlm(path: Path, **extra) -> None:
@@ -48,22 +51,46 @@ def _wavlm(path: Path, **extra) -> None:
 
 
 def _hubert(path: Path) -> None:
-    from s3prl.upstream.hubert.hubert_model import HubertConfig, HubertModel, HubertPretrainingConfig
+    from s3prl.upstream.hubert.hubert_model import (
+        HubertConfig,
+        HubertModel,
+        HubertPretrainingConfig,
+    )
 
-    config, task = HubertConfig(label_rate=50, **FAIRSEQ), HubertPretrainingConfig(label_rate=50, sample_rate=16000)
+    config, task = (
+        HubertConfig(label_rate=50, **FAIRSEQ),
+        HubertPretrainingConfig(label_rate=50, sample_rate=16000),
+    )
     symbols = [["a", "b", "c"]]
     state = HubertModel(config, task, symbols).state_dict()
     torch.save(
-        {"task_cfg": _plain(task), "model_cfg": _plain(config), "model_weight": state, "dictionaries_symbols": symbols}, path
+        {
+            "task_cfg": _plain(task),
+            "model_cfg": _plain(config),
+            "model_weight": state,
+            "dictionaries_symbols": symbols,
+        },
+        path,
     )
 
 
 def _wav2vec2(path: Path, **extra) -> None:
-    from s3prl.upstream.wav2vec2.wav2vec2_model import AudioPretrainingConfig, Wav2Vec2Config, Wav2Vec2Model
+    from s3prl.upstream.wav2vec2.wav2vec2_model import (
+        AudioPretrainingConfig,
+        Wav2Vec2Config,
+        Wav2Vec2Model,
+    )
 
     config = Wav2Vec2Config(**{**FAIRSEQ, **extra})
     state = Wav2Vec2Model(config).state_dict()
-    torch.save({"task_cfg": _plain(AudioPretrainingConfig()), "model_cfg": _plain(config), "model_weight": state}, path)
+    torch.save(
+        {
+            "task_cfg": _plain(AudioPretrainingConfig()),
+            "model_cfg": _plain(config),
+            "model_weight": state,
+        },
+        path,
+    )
 
 
 def _data2vec(path: Path) -> None:
@@ -74,14 +101,33 @@ def _data2vec(path: Path) -> None:
     model = Data2VecAudioModel(config)
     model.remove_pretraining_modules()
     state = {**model.state_dict(), "_ema": {"teacher": torch.ones(3)}}
-    torch.save({"task_cfg": _plain(AudioPretrainingConfig()), "model_cfg": _plain(config), "model_weight": state}, path)
+    torch.save(
+        {
+            "task_cfg": _plain(AudioPretrainingConfig()),
+            "model_cfg": _plain(config),
+            "model_weight": state,
+        },
+        path,
+    )
 
 
 def _distilhubert(path: Path) -> None:
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
-    config = {**FAIRSEQ, "extractor_conv_feature_layers": CONV, "final_dim": DIM, "n_tasks": 2, "pred_layer_id": [1, 2]}
-    torch.save({"Config": {"distiller": config}, "Distiller": DistillerModel(DistillerConfig(config)).state_dict()}, path)
+    config = {
+        **FAIRSEQ,
+        "extractor_conv_feature_layers": CONV,
+        "final_dim": DIM,
+        "n_tasks": 2,
+        "pred_layer_id": [1, 2],
+    }
+    torch.save(
+        {
+            "Config": {"distiller": config},
+            "Distiller": DistillerModel(DistillerConfig(config)).state_dict(),
+        },
+        path,
+    )
 
 
 def _mockingjay(path: Path) -> None:
@@ -101,7 +147,11 @@ def _mockingjay(path: Path) -> None:
         "pre_layer_norm": False,
     }
     fbank = {"num_mel_bins": 24, "frame_length": 25.0, "frame_shift": 10.0, "use_log_fbank": True}
-    audio = {"kaldi": {"feat_type": "fbank", "fbank": fbank}, "delta": {"order": 0}, "cmvn": {"use_cmvn": True}}
+    audio = {
+        "kaldi": {"feat_type": "fbank", "fbank": fbank},
+        "delta": {"order": 0},
+        "cmvn": {"use_cmvn": True},
+    }
     config = {"transformer": transformer, "task": {"sequence_length": 0}, "audio": audio}
     state = TransformerModel(TransformerConfig(transformer), 24).state_dict()
     torch.save({"Config": config, "Transformer": state}, path)
@@ -152,7 +202,9 @@ MAKERS = {
     "unispeech_sat_local": _wavlm,
     "hubert_local": _hubert,
     "wav2vec2_local": _wav2vec2,
-    "wav2vec2_local conformer": lambda path: _wav2vec2(path, layer_type="conformer", depthwise_conv_kernel_size=3),
+    "wav2vec2_local conformer": lambda path: _wav2vec2(
+        path, layer_type="conformer", depthwise_conv_kernel_size=3
+    ),
     "data2vec_local": _data2vec,
     "distiller_local": _distilhubert,
     "mockingjay_local": _mockingjay,

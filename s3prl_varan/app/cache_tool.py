@@ -17,12 +17,17 @@ Clearing is safe while something trains: it computes again what it misses."""
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="cache.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="cache.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser("info", help="what is stored, and how much of it")
     info.add_argument("dir", metavar="DIR")
-    info.add_argument("--verify", action="store_true", help="read everything and count damaged entries")
+    info.add_argument(
+        "--verify", action="store_true", help="read everything and count damaged entries"
+    )
     clear = commands.add_parser("clear", help="delete it")
     clear.add_argument("dir", metavar="DIR")
     clear.add_argument("--upstream", metavar="NAME", help="only what belongs to this upstream")
@@ -57,9 +62,17 @@ def info(root: str | Path, verify: bool = False) -> str:
         total += size
         kept = "means over time" if about["kept"] == "means" else "all frames"
         checkpoint = f" ({about['checkpoint']})" if about.get("checkpoint") else ""
-        lines.append(f"{folder.name}: {clips} clips, {readable_bytes(size)}{f', {damaged} damaged' if verify else ''}")
-        lines.append(f"    {about['upstream']}{checkpoint}, {about['num_hidden']} hidden states of {about['dim']}, {kept}")
-    return "\n".join([*lines, f"{readable_bytes(total)} in all"]) if lines else f"{root}: no cached features"
+        lines.append(
+            f"{folder.name}: {clips} clips, {readable_bytes(size)}{f', {damaged} damaged' if verify else ''}"
+        )
+        lines.append(
+            f"    {about['upstream']}{checkpoint}, {about['num_hidden']} hidden states of {about['dim']}, {kept}"
+        )
+    return (
+        "\n".join([*lines, f"{readable_bytes(total)} in all"])
+        if lines
+        else f"{root}: no cached features"
+    )
 
 
 def clear(root: str | Path, upstream: str | None = None) -> str:
@@ -82,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        print(info(args.dir, args.verify) if args.command == "info" else clear(args.dir, args.upstream))
+        print(
+            info(args.dir, args.verify)
+            if args.command == "info"
+            else clear(args.dir, args.upstream)
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

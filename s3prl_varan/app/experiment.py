@@ -42,9 +42,13 @@ logger = logging.getLogger(__name__)
 def run(args: Namespace) -> None:
     """Carry out a parsed command line."""
     logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(name)s: %(message)s",
+        stream=sys.stderr,
     )
-    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")  # torch, of any WavLM in s3prl
+    warnings.filterwarnings(
+        "ignore", message="Support for mismatched key_padding_mask"
+    )  # torch, of any WavLM in s3prl
     patch_torchaudio()
     if args.cache_dir:
         torch.hub.set_dir(args.cache_dir)
@@ -99,7 +103,11 @@ def settle(args: Namespace) -> tuple[Namespace, Config, dict[str, Any] | None, P
 
 def fresh_config(args: Namespace) -> tuple[dict[str, Any], str]:
     """A new experiment's config as plain values, and where it was read. Checks the names it depends on."""
-    missing = [flag for flag, name in (("-u", "upstream"), ("-d", "downstream")) if getattr(args, name) is None]
+    missing = [
+        flag
+        for flag, name in (("-u", "upstream"), ("-d", "downstream"))
+        if getattr(args, name) is None
+    ]
     if missing:
         raise UserError(f"{' and '.join(missing)} needed, e.g. `-u wavlm -d emotion -f varan`.")
     find_task(args.downstream)
@@ -132,15 +140,26 @@ def restored_args(args: Namespace, payload: dict[str, Any], source: Path) -> Nam
     clash = [
         name
         for name in args.given
-        if name in stored and name not in (*CALL_FLAGS, "expdir", "cache_gb") and stored[name] != getattr(args, name)
+        if name in stored
+        and name not in (*CALL_FLAGS, "expdir", "cache_gb")
+        and stored[name] != getattr(args, name)
     ]
     if "config" in clash and _same_config(args, payload):
         clash.remove("config")
     if clash:
-        listed = ", ".join(f"--{name} (there {stored[name]!r}, here {getattr(args, name)!r})" for name in clash)
-        raise UserError(f"{source} was made with other flags: {listed}. Leave them out, or override with -o args.NAME=VALUE.")
+        listed = ", ".join(
+            f"--{name} (there {stored[name]!r}, here {getattr(args, name)!r})" for name in clash
+        )
+        raise UserError(
+            f"{source} was made with other flags: {listed}. Leave them out, or override with -o args.NAME=VALUE."
+        )
     expdir = args.expdir or str(source.parent)
-    restored = Namespace(**{**vars(args), **{name: value for name, value in stored.items() if name not in CALL_FLAGS}})
+    restored = Namespace(
+        **{
+            **vars(args),
+            **{name: value for name, value in stored.items() if name not in CALL_FLAGS},
+        }
+    )
     restored.expdir = expdir
     return restored
 
@@ -175,11 +194,17 @@ def check_flags(args: Namespace) -> None:
     if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
         raise UserError(f"--device: expected cuda or cpu, found '{args.device}'.")
     if (args.device or "").startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here. Leave the flag out, or give --device cpu.")
+        raise UserError(
+            "--device cuda: torch sees no GPU here. Leave the flag out, or give --device cpu."
+        )
     if args.lora and args.upstream_trainable:
-        raise UserError("--lora freezes the upstream's own weights, --upstream_trainable trains them: choose one.")
+        raise UserError(
+            "--lora freezes the upstream's own weights, --upstream_trainable trains them: choose one."
+        )
     if args.cache and (args.lora or args.upstream_trainable):
-        raise UserError("--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they change every step.")
+        raise UserError(
+            "--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they change every step."
+        )
 
 
 def check_splits(args: Namespace, config: Config) -> None:
@@ -199,19 +224,27 @@ def check_splits(args: Namespace, config: Config) -> None:
                     f"{source}: unknown split '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}"
                 )
     if not any(name.startswith("dev") for name in config.runner.eval_dataloaders):
-        raise UserError("runner.eval_dataloaders: needs a dev split, it chooses the best checkpoint.")
+        raise UserError(
+            "runner.eval_dataloaders: needs a dev split, it chooses the best checkpoint."
+        )
 
 
 def split_names(args: Namespace, task: Task, config: Config) -> list[str]:
     """The splits of -t (several joined by commas), or all of the task's test splits."""
     if args.evaluate_split:
         return args.evaluate_split.split(",")
-    return [name for name in task.splits(config.raw["downstream_expert"]) if name.startswith("test")]
+    return [
+        name for name in task.splits(config.raw["downstream_expert"]) if name.startswith("test")
+    ]
 
 
 def splits_used(args: Namespace, config: Config, task: Task) -> list[str]:
     """All splits this run will read."""
-    trained = [config.runner.train_dataloader, *config.runner.eval_dataloaders] if args.mode == "train" else []
+    trained = (
+        [config.runner.train_dataloader, *config.runner.eval_dataloaders]
+        if args.mode == "train"
+        else []
+    )
     return list(dict.fromkeys([*trained, *split_names(args, task, config)]))
 
 
@@ -229,7 +262,14 @@ def experiment_folder(args: Namespace) -> Path:
     if featurizer == "layer":
         featurizer += str(args.upstream_layer_selection)
     tuning = "lora" if args.lora else "finetune" if args.upstream_trainable else None
-    parts = [upstream, args.downstream, featurizer, tuning, args.downstream_variant or task.default_fold, f"seed{args.seed}"]
+    parts = [
+        upstream,
+        args.downstream,
+        featurizer,
+        tuning,
+        args.downstream_variant or task.default_fold,
+        f"seed{args.seed}",
+    ]
     return Path("result/downstream") / "_".join(filter(None, parts))
 
 
@@ -240,8 +280,14 @@ def claim_folder(args: Namespace) -> None:
     if args.mode == "train" and not args.past_exp:
         used = [*folder.glob("states-*.ckpt"), *folder.glob("result.json")]
         if used and not args.overwrite:
-            raise UserError(f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite.")
-        for pattern in ("dev-best.ckpt", "metrics.jsonl", "events.out.*"):  # of a run that ended before its first checkpoint too
+            raise UserError(
+                f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or add --overwrite."
+            )
+        for pattern in (
+            "dev-best.ckpt",
+            "metrics.jsonl",
+            "events.out.*",
+        ):  # of a run that ended before its first checkpoint too
             used += folder.glob(pattern)
         for path in used:
             path.unlink(missing_ok=True)
@@ -255,7 +301,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_model(args: Namespace, config: Config, task: Task, heads: dict[str, Any] | None = None) -> SpeechModel:
+def build_model(
+    args: Namespace, config: Config, task: Task, heads: dict[str, Any] | None = None
+) -> SpeechModel:
     """Upstream, featurizer and adapted downstream as one module, drawn from the experiment's seed.
 
     `heads` (a checkpoint's, for inference): build these alone, without the expert and so without its corpus.
@@ -264,13 +312,17 @@ def build_model(args: Namespace, config: Config, task: Task, heads: dict[str, An
     upstream.fingerprint()  # of the weights as they came, before anything trains them
     tune_upstream(upstream, args, config)
     seed_everything(args.seed)
-    featurizer = build_featurizer(args.featurizer, upstream.num_hidden, upstream.dim, config.featurizer, layer)
+    featurizer = build_featurizer(
+        args.featurizer, upstream.num_hidden, upstream.dim, config.featurizer, layer
+    )
     if heads is not None:
         downstream = heads_only(heads, config.featurizer)
     else:
         expert = build_expert(args, config, task, upstream)
         seed_everything(args.seed)  # s3prl's emotion expert seeds the generator with a constant
-        downstream = adapt_expert(task.name, expert, upstream.dim, featurizer.num_outputs, config.featurizer)
+        downstream = adapt_expert(
+            task.name, expert, upstream.dim, featurizer.num_outputs, config.featurizer
+        )
     return SpeechModel(
         upstream,
         featurizer,
@@ -287,7 +339,13 @@ def load_upstream(args: Namespace) -> tuple[Upstream, int | None]:
     Where sizes differ from layer to layer, a featurizer that reads one layer gets an upstream that gives only that one.
     """
     selection, layer = args.upstream_feature_selection, args.upstream_layer_selection
-    source = (args.upstream, args.upstream_ckpt, args.upstream_model_config, selection, args.upstream_refresh)
+    source = (
+        args.upstream,
+        args.upstream_ckpt,
+        args.upstream_model_config,
+        selection,
+        args.upstream_refresh,
+    )
     try:
         return build_upstream(*source), layer
     except MixedShapesError:
@@ -303,7 +361,10 @@ def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:
     if not (args.lora or args.upstream_trainable):
         return
     options = config.upstream
-    notes = [f"layer drop off, all hidden states are read: {changed}" for changed in disable_layerdrop(upstream)]
+    notes = [
+        f"layer drop off, all hidden states are read: {changed}"
+        for changed in disable_layerdrop(upstream)
+    ]
     notes += set_train_modes(upstream, dropout=options.dropout, masking=options.masking)
     if args.lora:
         report = apply_lora(upstream, config.lora)
@@ -317,7 +378,9 @@ def tune_upstream(upstream: Upstream, args: Namespace, config: Config) -> None:
         print(f"upstream: {note}")
 
 
-def build_expert(args: Namespace, config: Config, task: Task, upstream: Upstream) -> torch.nn.Module:
+def build_expert(
+    args: Namespace, config: Config, task: Task, upstream: Upstream
+) -> torch.nn.Module:
     """s3prl's own expert of the task, as s3prl builds it, then adjusted where the task says so."""
     module = import_downstream(task.name)
     section = config.raw["downstream_expert"]

@@ -29,7 +29,10 @@ def export_experiment(
     args = payload["Args"]
     ckpt = upstream_ckpt or args.get("upstream_ckpt")
     upstream = build_upstream(
-        args["upstream"], ckpt, args.get("upstream_model_config"), args.get("upstream_feature_selection") or "hidden_states"
+        args["upstream"],
+        ckpt,
+        args.get("upstream_model_config"),
+        args.get("upstream_feature_selection") or "hidden_states",
     )
     check_upstream(payload["upstream"], upstream, str(source))
     apply_lora(upstream, LoraOptions(**payload["lora"]["options"]))
@@ -46,5 +49,7 @@ def _read_experiment(place: str) -> tuple[dict[str, Any], Path]:
     source = find_checkpoint(place, resume=False)
     payload = load_checkpoint(source)
     if payload.get("lora") is None:
-        raise UserError(f"{source}: this run trained no LoRA adapters (--lora), there is nothing to export.")
+        raise UserError(
+            f"{source}: this run trained no LoRA adapters (--lora), there is nothing to export."
+        )
     return payload, source

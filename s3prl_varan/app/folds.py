@@ -28,7 +28,9 @@ def run_folds(args: Namespace) -> Path:
     is started, for what any of them lacks.
     """
     if args.mode != "train" or args.past_exp:
-        raise UserError("--folds trains a model on each fold: leave out -m and -e. Evaluate a fold by -e PARENT/FOLD.")
+        raise UserError(
+            "--folds trains a model on each fold: leave out -m and -e. Evaluate a fold by -e PARENT/FOLD."
+        )
     if args.downstream_variant:
         raise UserError(f"--folds {args.folds} and -v {args.downstream_variant}: give one of them.")
     runs = {fold: _fold_args(args, fold) for fold in fold_names(args)}
@@ -52,17 +54,25 @@ def fold_names(args: Namespace) -> list[str]:
     if find_task(args.downstream).default_fold is None:
         raise UserError(f"--folds: downstream '{args.downstream}' has no folds.")
     there = sorted(
-        (path.name.replace("Session", "fold") for path in folder.glob("Session*") if (path / "train_meta_data.json").is_file()),
+        (
+            path.name.replace("Session", "fold")
+            for path in folder.glob("Session*")
+            if (path / "train_meta_data.json").is_file()
+        ),
         key=lambda name: (len(name), name),
     )
     if not there:
-        raise UserError(f"--folds: no Session*/train_meta_data.json in {folder}. Prepare the corpus with run/prepare_data.py.")
+        raise UserError(
+            f"--folds: no Session*/train_meta_data.json in {folder}. Prepare the corpus with run/prepare_data.py."
+        )
     if args.folds == "all":
         return there
     asked = [name.strip() for name in args.folds.split(",") if name.strip()]
     for name in asked:
         if name not in there:
-            raise UserError(f"--folds: no {name} in {folder}, there are {', '.join(there)}.{did_you_mean(name, there)}")
+            raise UserError(
+                f"--folds: no {name} in {folder}, there are {', '.join(there)}.{did_you_mean(name, there)}"
+            )
     return asked
 
 
@@ -90,13 +100,21 @@ def _checked(args: Namespace) -> str:
     one = copy.deepcopy(args)
     raw, origin = _config(one)
     if ((raw.get("downstream_expert") or {}).get("datarc") or {}).get("test_fold"):
-        raise UserError(f"--folds: {origin} sets downstream_expert.datarc.test_fold, which is one fold: make it null.")
+        raise UserError(
+            f"--folds: {origin} sets downstream_expert.datarc.test_fold, which is one fold: make it null."
+        )
     experiment.check_flags(one)
-    checked = configs.check_config(raw, one.featurizer, experiment.shipped_reference(one.downstream), origin)
+    checked = configs.check_config(
+        raw, one.featurizer, experiment.shipped_reference(one.downstream), origin
+    )
     experiment.check_splits(one, checked)
     task = find_task(one.downstream)
-    task.check_data(raw["downstream_expert"], one.downstream_variant, experiment.splits_used(one, checked, task))
-    return cell_id({name: value for name, value in vars(one).items() if name not in CALL_FLAGS}, raw)
+    task.check_data(
+        raw["downstream_expert"], one.downstream_variant, experiment.splits_used(one, checked, task)
+    )
+    return cell_id(
+        {name: value for name, value in vars(one).items() if name not in CALL_FLAGS}, raw
+    )
 
 
 def _finished(args: Namespace, wanted: str) -> bool:
@@ -106,26 +124,48 @@ def _finished(args: Namespace, wanted: str) -> bool:
         return False
     result = json.loads(path.read_text(encoding="utf-8"))
     if cell_id(result["args"], result["config"]) != wanted:
-        raise UserError(f"{args.expdir} was run with other flags or another config: choose another folder with -n or -p.")
+        raise UserError(
+            f"{args.expdir} was run with other flags or another config: choose another folder with -n or -p."
+        )
     print(f"==== {args.downstream_variant}: done before")
     return True
 
 
 def write_summary(parent: Path, folds: list[str]) -> Path:
     """Average the result.json of PARENT/FOLD, print the table, write PARENT/summary.json."""
-    results = {fold: json.loads((parent / fold / "result.json").read_text(encoding="utf-8")) for fold in folds}
+    results = {
+        fold: json.loads((parent / fold / "result.json").read_text(encoding="utf-8"))
+        for fold in folds
+    }
     first = results[folds[0]]
     summary: dict[str, Any] = {
-        **{key: first[key] for key in ("upstream", "downstream", "featurizer", "tuning", "seed", "metric", "higher_is_better")},
+        **{
+            key: first[key]
+            for key in (
+                "upstream",
+                "downstream",
+                "featurizer",
+                "tuning",
+                "seed",
+                "metric",
+                "higher_is_better",
+            )
+        },
         "folds": {fold: result["test"] for fold, result in results.items()},
         "mean": {},
         "std": {},
         "experiments": {fold: str(parent / fold) for fold in folds},
     }
     for split, figures in first["test"].items():
-        values = {name: np.array([result["test"][split][name] for result in results.values()]) for name in figures}
+        values = {
+            name: np.array([result["test"][split][name] for result in results.values()])
+            for name in figures
+        }
         summary["mean"][split] = {name: float(held.mean()) for name, held in values.items()}
-        summary["std"][split] = {name: float(held.std(ddof=1)) if len(held) > 1 else None for name, held in values.items()}
+        summary["std"][split] = {
+            name: float(held.std(ddof=1)) if len(held) > 1 else None
+            for name, held in values.items()
+        }
         rows = {f"{fold} {split}": result["test"][split] for fold, result in results.items()}
         rows[f"mean {split}"] = summary["mean"][split]
         if len(folds) > 1:

@@ -33,8 +33,19 @@ def infer(args: Namespace, task: Task, model: SpeechModel, device: torch.device)
             best = labels[max(range(len(probs)), key=probs.__getitem__)]
             by_class = dict(zip(labels, probs, strict=True))
             by_layer = dict(zip(map(str, model.featurizer.layers), weights, strict=True))
-            row = {"file": str(path), "prediction": best, "probabilities": by_class, "layer_weights": by_layer}
+            row = {
+                "file": str(path),
+                "prediction": best,
+                "probabilities": by_class,
+                "layer_weights": by_layer,
+            }
             log.write(json.dumps(row) + "\n")
             print(f"{path}: {best}")
-            print("  probabilities:", "  ".join(f"{label} {prob:.3f}" for label, prob in by_class.items()))
-            print("  layers:       ", "  ".join(f"{layer}:{weight:.3f}" for layer, weight in by_layer.items()))
+            print(
+                "  probabilities:",
+                "  ".join(f"{label} {prob:.3f}" for label, prob in by_class.items()),
+            )
+            print(
+                "  layers:       ",
+                "  ".join(f"{layer}:{weight:.3f}" for layer, weight in by_layer.items()),
+            )

@@ -52,7 +52,9 @@ class Step:
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad
+        ]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
         if self.case.compiled:
             assert isinstance(self.model, SpeechModel)
@@ -61,7 +63,9 @@ class Step:
     def __call__(self) -> float:
         """Run it; the loss."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.case.precision)
-        with torch.autocast(self.case.device, dtype=half or torch.bfloat16, enabled=half is not None):
+        with torch.autocast(
+            self.case.device, dtype=half or torch.bfloat16, enabled=half is not None
+        ):
             loss = self.model("train", self.wavs, self.others, {})["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, 1.0)
@@ -80,7 +84,14 @@ class StubExpert(nn.Module):
         self.objective = nn.CTCLoss(blank=0, zero_infinity=True) if ctc else nn.CrossEntropyLoss()
         self.ctc = ctc
 
-    def forward(self, split: str, features: list[Tensor], labels: Tensor, label_lengths: Tensor | None, records: dict) -> Tensor:
+    def forward(
+        self,
+        split: str,
+        features: list[Tensor],
+        labels: Tensor,
+        label_lengths: Tensor | None,
+        records: dict,
+    ) -> Tensor:
         """The loss; the prediction is made as training does, for the records."""
         padded = nn.utils.rnn.pad_sequence(features, batch_first=True)
         predicted, lengths = self.model(self.projector(padded))
@@ -99,7 +110,9 @@ class PlainModel(nn.Module):
         super().__init__()
         self.upstream, self.heads, self.trains_upstream = upstream, heads, trains_upstream
 
-    def forward(self, split: str, wavs: list[Tensor], others: tuple, records: dict) -> dict[str, Tensor]:
+    def forward(
+        self, split: str, wavs: list[Tensor], others: tuple, records: dict
+    ) -> dict[str, Tensor]:
         """{"loss": scalar}."""
         with torch.set_grad_enabled(self.trains_upstream):
             hidden = self.upstream(wavs)
@@ -126,17 +139,34 @@ def build_step(case: Case, upstream: Upstream | None = None) -> Step:
     upstream = upstream or tuned_upstream(case.geometry, case.tuning, case.device)
     torch.manual_seed(0)
     ctc, trains = case.task == "ctc", case.tuning != "frozen"
-    wavs = [0.1 * torch.randn(round(16000 * case.seconds), device=case.device) for _ in range(case.batch)]
+    wavs = [
+        0.1 * torch.randn(round(16000 * case.seconds), device=case.device)
+        for _ in range(case.batch)
+    ]
     options_class = VaranOptions if case.featurizer in ("varan", "plain") else HeadOptions
     options = options_class(head="linear", head_dropout=case.head_dropout)
     name = "varan" if case.featurizer == "plain" else case.featurizer
     featurizer = build_featurizer(name, upstream.num_hidden, upstream.dim, options)
     if case.featurizer == "plain":
         outputs, prior = SYMBOLS if ctc else CLASSES, featurizer.prior
-        heads = PlainVaran(upstream.num_hidden - 1, upstream.dim, WIDTH, outputs, prior, ctc=ctc, dropout=case.head_dropout)
+        heads = PlainVaran(
+            upstream.num_hidden - 1,
+            upstream.dim,
+            WIDTH,
+            outputs,
+            prior,
+            ctc=ctc,
+            dropout=case.head_dropout,
+        )
         model: nn.Module = PlainModel(upstream, heads, trains)
     else:
-        downstream = adapt_expert("benchmark", StubExpert(upstream.dim, ctc), upstream.dim, featurizer.num_outputs, options)
+        downstream = adapt_expert(
+            "benchmark",
+            StubExpert(upstream.dim, ctc),
+            upstream.dim,
+            featurizer.num_outputs,
+            options,
+        )
         model = SpeechModel(upstream, featurizer, downstream, trains_upstream=trains)
     model.to(case.device).train()
     upstream.train(trains)

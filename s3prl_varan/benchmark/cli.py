@@ -29,19 +29,37 @@ Upstreams have random weights: base is WavLM Base's size, tiny has 4 layers of 6
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="benchmark.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="benchmark.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help="default: all")
-    parser.add_argument("--geometries", nargs="+", choices=("base", "tiny"), default=["base", "tiny"])
-    parser.add_argument("--tunings", nargs="+", choices=("frozen", "lora", "full"), default=["frozen", "lora", "full"])
+    parser.add_argument(
+        "--geometries", nargs="+", choices=("base", "tiny"), default=["base", "tiny"]
+    )
+    parser.add_argument(
+        "--tunings",
+        nargs="+",
+        choices=("frozen", "lora", "full"),
+        default=["frozen", "lora", "full"],
+    )
     parser.add_argument("--batch", type=int, default=4, help="clips (default 4)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of every clip (default 4)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="length of every clip (default 4)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns (default 5)")
     parser.add_argument("--threads", type=int, help="of torch (default: one per core)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", metavar="DIR", default="result/benchmark", help="for SECTION.csv and benchmark.json")
-    parser.add_argument("--quick", action="store_true", help="everything as small as it gets, to see that it runs")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="result/benchmark",
+        help="for SECTION.csv and benchmark.json",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="everything as small as it gets, to see that it runs"
+    )
     return parser
 
 
@@ -50,7 +68,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     header = list(rows[0])
     lines = [header, *([_cell(row.get(name)) for name in header] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
 
 
 def _cell(value: Any) -> str:
@@ -65,7 +86,11 @@ def machine(threads: int, args: argparse.Namespace) -> dict[str, Any]:
 
     cpu = platform.processor()
     if Path("/proc/cpuinfo").is_file():
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
     return {
@@ -103,7 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": machine(threads, args)}
-    print("  ".join(f"{name} {value}" for name, value in results["machine"].items() if value is not None))
+    print(
+        "  ".join(
+            f"{name} {value}" for name, value in results["machine"].items() if value is not None
+        )
+    )
     for name in args.sections or SECTION_NAMES:
         rows = results[name] = []
         for row in SECTIONS[name](settings):

@@ -29,12 +29,18 @@ def noise_corpus(root: Path, actors: int, seconds: tuple[float, float] = (2.5, 5
         folder.mkdir(parents=True)
         for emotion in range(1, 9):
             wave = 0.1 * generator.standard_normal(int(16000 * generator.uniform(*seconds)))
-            soundfile.write(folder / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", wave.astype("float32"), 16000)
+            soundfile.write(
+                folder / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav",
+                wave.astype("float32"),
+                16000,
+            )
     prepare_ravdess(root)
     return root
 
 
-def arguments(corpus: Path, expdir: Path, upstream: str, featurizer: str, batch: int, *flags: str) -> list[str]:
+def arguments(
+    corpus: Path, expdir: Path, upstream: str, featurizer: str, batch: int, *flags: str
+) -> list[str]:
     """Command line of run_downstream.py that trains on the corpus without ever evaluating."""
     settings = {
         "config.downstream_expert.datarc.root": corpus,
@@ -47,7 +53,20 @@ def arguments(corpus: Path, expdir: Path, upstream: str, featurizer: str, batch:
         "config.runner.log_step": 10**6,
     }
     override = ",,".join(f"{key}={value}" for key, value in settings.items())
-    return ["-u", upstream, "-d", "emotion", "-f", featurizer, "-p", str(expdir), "--overwrite", "-o", override, *flags]
+    return [
+        "-u",
+        upstream,
+        "-d",
+        "emotion",
+        "-f",
+        featurizer,
+        "-p",
+        str(expdir),
+        "--overwrite",
+        "-o",
+        override,
+        *flags,
+    ]
 
 
 @contextlib.contextmanager
@@ -59,7 +78,15 @@ def timed_steps(limit: Callable[[int], int], clock: str) -> Iterator[list[float]
     readings: list[float] = []
     left: list[int] = []
 
-    def step(self: Any, wrapped: Any, optimizer: Any, scheduler: Any, stream: Any, records: Any, number: int) -> Any:
+    def step(
+        self: Any,
+        wrapped: Any,
+        optimizer: Any,
+        scheduler: Any,
+        stream: Any,
+        records: Any,
+        number: int,
+    ) -> Any:
         if not readings:
             data = self.model.downstream.expert.get_dataloader(self.config.runner.train_dataloader)
             left.append(limit(len(data)))
@@ -89,7 +116,11 @@ def epoch_seconds(argv: list[str], epochs: int, clock: str) -> list[float]:
         per_epoch[0] = steps
         return steps * epochs
 
-    with timed_steps(limit, clock) as readings, contextlib.suppress(_Enough), open(os.devnull, "w") as nowhere:
+    with (
+        timed_steps(limit, clock) as readings,
+        contextlib.suppress(_Enough),
+        open(os.devnull, "w") as nowhere,
+    ):
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             run(parse_args(argv))
     marks = readings[:: per_epoch[0]]
@@ -113,7 +144,9 @@ def help_seconds(threads: int) -> float:
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=root, check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=root, check=True, env=environment
+    )
     return time.perf_counter() - started
 
 

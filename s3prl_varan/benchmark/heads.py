@@ -33,26 +33,42 @@ def build_heads(
     """
     torch.manual_seed(0)
     ctc = task == "ctc"
-    layers = [torch.randn(batch, frames, dim, device=device).requires_grad_(train_inputs) for _ in range(num_layers + 1)]
+    layers = [
+        torch.randn(batch, frames, dim, device=device).requires_grad_(train_inputs)
+        for _ in range(num_layers + 1)
+    ]
     lengths = torch.full((batch,), frames, device=device)
     others = labels_of(batch, frames / 50, ctc, device)
     options_class = HeadOptions if kind == "weighted_sum" else VaranOptions
     options = options_class(head="linear", head_dropout=dropout)
-    featurizer = build_featurizer("weighted_sum" if kind == "weighted_sum" else "varan", num_layers + 1, dim, options)
+    featurizer = build_featurizer(
+        "weighted_sum" if kind == "weighted_sum" else "varan", num_layers + 1, dim, options
+    )
     parts: list[nn.Module] = []
     if kind.startswith("plain"):
         outputs, first = SYMBOLS if ctc else CLASSES, kind == "plain_pooled"
-        heads = PlainVaran(num_layers, dim, WIDTH, outputs, featurizer.prior, ctc=ctc, pool_first=first, dropout=dropout).to(
-            device
-        )
+        heads = PlainVaran(
+            num_layers,
+            dim,
+            WIDTH,
+            outputs,
+            featurizer.prior,
+            ctc=ctc,
+            pool_first=first,
+            dropout=dropout,
+        ).to(device)
         parts.append(heads)
         forward = lambda: heads(layers[1:], lengths, *others)  # noqa: E731
     else:
-        downstream = adapt_expert("benchmark", StubExpert(dim, ctc), dim, featurizer.num_outputs, options).to(device)
+        downstream = adapt_expert(
+            "benchmark", StubExpert(dim, ctc), dim, featurizer.num_outputs, options
+        ).to(device)
         parts += [featurizer.to(device), downstream]
 
         def forward() -> Tensor:
-            stack = stack_layers([layers[index] for index in featurizer.layers], lengths, pool=downstream.pooled)
+            stack = stack_layers(
+                [layers[index] for index in featurizer.layers], lengths, pool=downstream.pooled
+            )
             return downstream("train", featurizer(stack), others, {}).loss
 
     def step() -> Tensor:

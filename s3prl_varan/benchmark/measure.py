@@ -18,7 +18,12 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def in_turns(
-    steps: Mapping[str, Callable[[], Any]], repeats: int, *, device: str = "cpu", clock: str = "wall", warm_up: int = 1
+    steps: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    device: str = "cpu",
+    clock: str = "wall",
+    warm_up: int = 1,
 ) -> dict[str, list[float]]:
     """Seconds of every call: A B C A B C ..., after `warm_up` rounds that do not count.
 
@@ -51,12 +56,20 @@ def ratio(times: list[float], reference: list[float]) -> float:
 
 def peak_memory(case: Case, threads: int) -> dict[str, float]:
     """Peak of two training steps in MB, and what of it comes on top of the process before them; in a process of its own."""
-    command = [sys.executable, "-m", "s3prl_varan.benchmark.measure", json.dumps(asdict(case)), str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "s3prl_varan.benchmark.measure",
+        json.dumps(asdict(case)),
+        str(threads),
+    ]
     root = Path(__file__).resolve().parents[2]  # of a clone that is not installed
     # glibc hands freed memory back at once: the peak is of what is in use, not of what an allocator happens to keep.
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
     environment = {**os.environ, **allocator}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, check=False, env=environment
+    )
     if done.returncode != 0:
         raise RuntimeError(f"the memory of {case} could not be measured:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -78,7 +91,10 @@ def _child(case: Case) -> dict[str, float]:
 
         step(), step()
         scale = 1.0 if sys.platform == "darwin" else 1024
-        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6, "before_mb": float("nan")}
+        return {
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6,
+            "before_mb": float("nan"),
+        }
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
     step(), step()

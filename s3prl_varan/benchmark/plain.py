@@ -37,19 +37,34 @@ class PlainVaran(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.ctc, self.pool_first = ctc, pool_first
 
-    def forward(self, layers: list[Tensor], lengths: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    def forward(
+        self, layers: list[Tensor], lengths: Tensor, labels: Tensor, label_lengths: Tensor
+    ) -> Tensor:
         """labels [B], or for CTC [B, S] with label_lengths [B]. Blank is 0."""
         summaries = torch.stack([_mean(layer, lengths) for layer in layers], dim=1)  # [B, L, D]
         posterior_logits = self.posterior(summaries)
         losses = []
-        for index, (layer, project, classify) in enumerate(zip(layers, self.projectors, self.classifiers, strict=True)):
+        for index, (layer, project, classify) in enumerate(
+            zip(layers, self.projectors, self.classifiers, strict=True)
+        ):
             if self.ctc:
-                log_probs = classify(self.dropout(project(layer))).float().log_softmax(-1).transpose(0, 1)
-                losses.append(F.ctc_loss(log_probs, labels, lengths, label_lengths, reduction="none") / lengths)
+                log_probs = (
+                    classify(self.dropout(project(layer))).float().log_softmax(-1).transpose(0, 1)
+                )
+                losses.append(
+                    F.ctc_loss(log_probs, labels, lengths, label_lengths, reduction="none")
+                    / lengths
+                )
                 continue
-            pooled = project(summaries[:, index]) if self.pool_first else _mean(project(layer), lengths)
-            losses.append(F.cross_entropy(classify(self.dropout(pooled)).float(), labels, reduction="none"))
-        return elbo(torch.stack(losses, dim=1), posterior_logits, self.prior, VaranOptions().kl_beta).loss
+            pooled = (
+                project(summaries[:, index]) if self.pool_first else _mean(project(layer), lengths)
+            )
+            losses.append(
+                F.cross_entropy(classify(self.dropout(pooled)).float(), labels, reduction="none")
+            )
+        return elbo(
+            torch.stack(losses, dim=1), posterior_logits, self.prior, VaranOptions().kl_beta
+        ).loss
 
 
 def _mean(hidden: Tensor, lengths: Tensor) -> Tensor:

@@ -35,7 +35,12 @@ class Settings:
 def milliseconds(times: list[float]) -> Row:
     """Median and quartiles."""
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
-    return {"median_ms": 1e3 * middle, "q1_ms": 1e3 * low, "q3_ms": 1e3 * high, "repeats": len(times)}
+    return {
+        "median_ms": 1e3 * middle,
+        "q1_ms": 1e3 * low,
+        "q3_ms": 1e3 * high,
+        "repeats": len(times),
+    }
 
 
 def _combinations(settings: Settings) -> Iterator[tuple[str, str, str]]:
@@ -48,19 +53,31 @@ def steps(settings: Settings) -> Iterator[Row]:
     """Step time of every featurizer, in turns, on one shared upstream."""
     for geometry, tuning, task in _combinations(settings):
         upstream = tuned_upstream(geometry, tuning, settings.device)
-        case = Case(geometry, tuning, task, "", settings.batch, settings.seconds, device=settings.device)
+        case = Case(
+            geometry, tuning, task, "", settings.batch, settings.seconds, device=settings.device
+        )
         built = {name: build_step(replace(case, featurizer=name), upstream) for name in FEATURIZERS}
         times = in_turns(built, settings.repeats, device=settings.device, clock=settings.clock)
         for name, taken in times.items():
             against = ratio(taken, times["weighted_sum"])
-            yield {**_shown(case), "featurizer": name, **milliseconds(taken), "per_weighted_sum": against}
+            yield {
+                **_shown(case),
+                "featurizer": name,
+                **milliseconds(taken),
+                "per_weighted_sum": against,
+            }
 
 
 def memory(settings: Settings) -> Iterator[Row]:
     """Peak memory of a step, each in a process of its own."""
     for geometry, tuning, task in _combinations(settings):
-        case = Case(geometry, tuning, task, "", settings.batch, settings.seconds, device=settings.device)
-        found = {name: peak_memory(replace(case, featurizer=name), settings.threads) for name in FEATURIZERS}
+        case = Case(
+            geometry, tuning, task, "", settings.batch, settings.seconds, device=settings.device
+        )
+        found = {
+            name: peak_memory(replace(case, featurizer=name), settings.threads)
+            for name in FEATURIZERS
+        }
         for name, peak in found.items():
             against = peak["peak_mb"] / found["weighted_sum"]["peak_mb"]
             yield {**_shown(case), "featurizer": name, **peak, "per_weighted_sum": against}
@@ -78,14 +95,30 @@ def growth(settings: Settings) -> Iterator[Row]:
             for dropout, train_inputs in ((0.1, False), (0.0, False), (0.1, True)):
                 if (dropout == 0.0 or train_inputs) and size is not base:
                     continue
-                options: dict[str, Any] = {"dropout": dropout, "train_inputs": train_inputs, "device": settings.device}
+                options: dict[str, Any] = {
+                    "dropout": dropout,
+                    "train_inputs": train_inputs,
+                    "device": settings.device,
+                }
                 options |= {"dim": 32 if settings.quick else 768, **size}
                 kinds = HEADS if task == "er" else HEADS[:-1]
                 built = {kind: build_heads(kind, task, **options) for kind in kinds}
-                times = in_turns(built, settings.repeats, device=settings.device, clock=settings.clock)
+                times = in_turns(
+                    built, settings.repeats, device=settings.device, clock=settings.clock
+                )
                 for kind, taken in times.items():
-                    shown = {"task": task, **size, "dropout": dropout, "upstream_gradient": train_inputs, "heads": kind}
-                    yield {**shown, **milliseconds(taken), "faster_than_plain": 1 / ratio(taken, times["plain"])}
+                    shown = {
+                        "task": task,
+                        **size,
+                        "dropout": dropout,
+                        "upstream_gradient": train_inputs,
+                        "heads": kind,
+                    }
+                    yield {
+                        **shown,
+                        **milliseconds(taken),
+                        "faster_than_plain": 1 / ratio(taken, times["plain"]),
+                    }
 
 
 def precision(settings: Settings) -> Iterator[Row]:
@@ -94,16 +127,37 @@ def precision(settings: Settings) -> Iterator[Row]:
     if settings.device != "cpu":
         variants["fp16"] = {"precision": "fp16"}
     if not settings.quick:  # it compiles for minutes
-        variants |= {"fp32 compiled": {"compiled": True}, "bf16 compiled": {"precision": "bf16", "compiled": True}}
+        variants |= {
+            "fp32 compiled": {"compiled": True},
+            "bf16 compiled": {"precision": "bf16", "compiled": True},
+        }
     for geometry, tuning, task in _combinations(settings):
-        case = Case(geometry, tuning, task, "varan", settings.batch, settings.seconds, device=settings.device)
-        built, notes = _started({name: replace(case, **options) for name, options in variants.items()})
-        times = in_turns(built, settings.repeats, device=settings.device, clock=settings.clock, warm_up=0)
+        case = Case(
+            geometry,
+            tuning,
+            task,
+            "varan",
+            settings.batch,
+            settings.seconds,
+            device=settings.device,
+        )
+        built, notes = _started(
+            {name: replace(case, **options) for name, options in variants.items()}
+        )
+        times = in_turns(
+            built, settings.repeats, device=settings.device, clock=settings.clock, warm_up=0
+        )
         for name in variants:
             taken = times.get(name)
             figures = {**milliseconds(taken or [float("nan")]), "repeats": len(taken or [])}
             against = ratio(taken, times["fp32"]) if taken and "fp32" in times else float("nan")
-            yield {**_shown(case), "variant": name, **figures, "per_fp32": against, "first_two_steps": notes[name]}
+            yield {
+                **_shown(case),
+                "variant": name,
+                **figures,
+                "per_fp32": against,
+                "first_two_steps": notes[name],
+            }
 
 
 def _started(cases: dict[str, Case]) -> tuple[dict[str, Step], dict[str, str]]:
@@ -116,7 +170,9 @@ def _started(cases: dict[str, Case]) -> tuple[dict[str, Step], dict[str, str]]:
             [taken, again] = in_turns({name: step}, 2, device=case.device, warm_up=0)[name]
             built[name], notes[name] = step, f"{taken + again:.1f} s"
         except Exception as error:  # no compiler, an operation that this type lacks, ...
-            notes[name] = "failed: " + next(iter(str(error).splitlines()), type(error).__name__)[:150]
+            notes[name] = (
+                "failed: " + next(iter(str(error).splitlines()), type(error).__name__)[:150]
+            )
     return built, notes
 
 
@@ -129,11 +185,29 @@ def cached_epochs(settings: Settings) -> Iterator[Row]:
             for featurizer in ("weighted_sum", "varan"):
                 device = () if settings.device == "cuda" else ("--device", "cpu")
                 cache = ("--cache", str(root / f"cache-{featurizer}"))
-                given = (corpus, root / "run", GEOMETRIES[geometry], featurizer, settings.batch, *device)
+                given = (
+                    corpus,
+                    root / "run",
+                    GEOMETRIES[geometry],
+                    featurizer,
+                    settings.batch,
+                    *device,
+                )
                 [plain] = epochs.epoch_seconds(epochs.arguments(*given), 1, settings.clock)
-                first, *later = epochs.epoch_seconds(epochs.arguments(*given, *cache), 1 + settings.repeats, settings.clock)
-                for kind, taken in (("uncached", plain), ("first cached", first), ("later cached", statistics.median(later))):
-                    shown = {"geometry": geometry, "featurizer": featurizer, "batch": settings.batch, "epoch": kind}
+                first, *later = epochs.epoch_seconds(
+                    epochs.arguments(*given, *cache), 1 + settings.repeats, settings.clock
+                )
+                for kind, taken in (
+                    ("uncached", plain),
+                    ("first cached", first),
+                    ("later cached", statistics.median(later)),
+                ):
+                    shown = {
+                        "geometry": geometry,
+                        "featurizer": featurizer,
+                        "batch": settings.batch,
+                        "epoch": kind,
+                    }
                     yield {**shown, "seconds": taken, "faster_than_uncached": plain / taken}
 
 
@@ -144,8 +218,19 @@ def startup(settings: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         corpus = epochs.noise_corpus(Path(folder) / "corpus", 8, (0.5, 1.0))
         for geometry in settings.geometries:
-            argv = epochs.arguments(corpus, Path(folder) / "run", GEOMETRIES[geometry], "varan", 4, "--device", settings.device)
-            times = [epochs.first_step_seconds(argv, settings.threads) for _ in range(min(3, settings.repeats))]
+            argv = epochs.arguments(
+                corpus,
+                Path(folder) / "run",
+                GEOMETRIES[geometry],
+                "varan",
+                4,
+                "--device",
+                settings.device,
+            )
+            times = [
+                epochs.first_step_seconds(argv, settings.threads)
+                for _ in range(min(3, settings.repeats))
+            ]
             yield {"what": f"first step, {geometry}, 64 clips", "seconds": statistics.median(times)}
 
 

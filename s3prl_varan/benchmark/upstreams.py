@@ -40,4 +40,7 @@ def wavlm_tiny(**_: Any) -> UpstreamExpert:
     return build_wavlm(TINY)
 
 
-GEOMETRIES = {"base": "s3prl_varan.benchmark.upstreams:wavlm_base", "tiny": "s3prl_varan.benchmark.upstreams:wavlm_tiny"}
+GEOMETRIES = {
+    "base": "s3prl_varan.benchmark.upstreams:wavlm_base",
+    "tiny": "s3prl_varan.benchmark.upstreams:wavlm_tiny",
+}

@@ -10,10 +10,25 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from s3prl_varan.config.options import CALL_FLAGS, FEATURIZER_OPTIONS, SECTION_OPTIONS, HeadOptions, VaranOptions
+from s3prl_varan.config.options import (
+    CALL_FLAGS,
+    FEATURIZER_OPTIONS,
+    SECTION_OPTIONS,
+    HeadOptions,
+    VaranOptions,
+)
 
 # Where a run lies, how it is logged and how fast it goes, not what comes out.
-PLACE_FLAGS = (*CALL_FLAGS, "expdir", "expname", "config", "cache", "cache_gb", "cache_dir", "upstream_refresh")
+PLACE_FLAGS = (
+    *CALL_FLAGS,
+    "expdir",
+    "expname",
+    "config",
+    "cache",
+    "cache_gb",
+    "cache_dir",
+    "upstream_refresh",
+)
 PLACE_KEYS = (
     "runner.log_step",
     "runner.save_step",
@@ -35,13 +50,25 @@ def relevant_settings(args: dict[str, Any], config: dict[str, Any]) -> dict[str,
     """
     featurizer = args.get("featurizer") or "varan"
     trained = bool(args.get("lora") or args.get("upstream_trainable"))
-    flags = {name: value for name, value in args.items() if name not in PLACE_FLAGS and value not in (None, False)}
+    flags = {
+        name: value
+        for name, value in args.items()
+        if name not in PLACE_FLAGS and value not in (None, False)
+    }
     if featurizer != "layer":
         flags.pop("upstream_layer_selection", None)
-    wanted = [*SECTIONS, featurizer, *(["upstream"] if trained else []), *(["lora"] if args.get("lora") else [])]
+    wanted = [
+        *SECTIONS,
+        featurizer,
+        *(["upstream"] if trained else []),
+        *(["lora"] if args.get("lora") else []),
+    ]
     own = FEATURIZER_OPTIONS.get(featurizer, VaranOptions if featurizer == "varan" else HeadOptions)
     typed = {**SECTION_OPTIONS, featurizer: own}
-    sections = {name: {**(asdict(typed[name]()) if name in typed else {}), **(config.get(name) or {})} for name in wanted}
+    sections = {
+        name: {**(asdict(typed[name]()) if name in typed else {}), **(config.get(name) or {})}
+        for name in wanted
+    }
     flat = dict(_flatten({name: section for name, section in sections.items() if section}))
     unread = {*PLACE_KEYS, *_unread_head_keys(featurizer, sections[featurizer])}
     if not trained:

@@ -9,7 +9,18 @@ PRIORS = ("chi2", "chi2_reversed", "geometric", "geometric_reversed", "uniform")
 
 # Flags that belong to this call, not to the experiment that -e names.
 CALL_FLAGS = (
-    *("mode", "evaluate_split", "override", "past_exp", "auto_resume", "device", "verbose", "given", "overwrite", "cache"),
+    *(
+        "mode",
+        "evaluate_split",
+        "override",
+        "past_exp",
+        "auto_resume",
+        "device",
+        "verbose",
+        "given",
+        "overwrite",
+        "cache",
+    ),
     "folds",
 )
 
@@ -24,7 +35,9 @@ FEATURIZER_OPTIONS: dict[str, type["HeadOptions"]] = {}
 class HeadOptions:
     """Head of any featurizer. A featurizer's section in the config carries its name: `weighted_sum: {head: linear}`."""
 
-    head: str = "expert"  # expert: the downstream's own; linear: Linear(D, head_dim), Linear(head_dim, C)
+    head: str = (
+        "expert"  # expert: the downstream's own; linear: Linear(D, head_dim), Linear(head_dim, C)
+    )
     head_dim: int = 256  # width of a linear head
     head_dropout: float = 0.0  # before a linear head's last matrix
     ctc_normalize: str = "frames"  # each utterance's CTC loss is divided by its input frames (VARAN) or target (SUPERB)
@@ -34,7 +47,9 @@ class HeadOptions:
 class VaranOptions(HeadOptions):
     """Section `varan:`."""
 
-    layers: str | list[int] = "transformer"  # transformer: all but hidden state 0; all; or a list of hidden states
+    layers: str | list[int] = (
+        "transformer"  # transformer: all but hidden state 0; all; or a list of hidden states
+    )
     posterior_heads: int = 16
     share_heads: bool = False  # one head for all layers
     prior: str = "chi2_reversed"
@@ -42,7 +57,9 @@ class VaranOptions(HeadOptions):
     chi2_nc: float = 10
     geometric_p: float = 0.45
     kl_beta: float = 1.0  # the evidence lower bound's own; the paper takes 0.05
-    recipe: str = "elbo"  # elbo: per example, KL(q || p); released: as the authors' code computes it
+    recipe: str = (
+        "elbo"  # elbo: per example, KL(q || p); released: as the authors' code computes it
+    )
     nll: str | None = None  # per_example | batch_mean; null: as the recipe says
     kl: str | None = None  # posterior_prior | prior_posterior; null: as the recipe says
     prediction: str = "geometric"  # geometric | mixture; for CTC also sequence (see ctc.py)
@@ -101,11 +118,17 @@ class RunnerOptions:
     eval_dataloaders: list[str] = field(default_factory=lambda: ["dev", "test"])
     train_dataloader: str = "train"
     fp16: bool = False  # s3prl's switch, the same as precision: fp16
-    precision: str = "fp32"  # fp32 | bf16 | fp16; losses, softmax over layers and KL stay in float32
-    compile: bool = False  # torch.compile of upstream layers, posterior and linear heads; minutes at the start
+    precision: str = (
+        "fp32"  # fp32 | bf16 | fp16; losses, softmax over layers and KL stay in float32
+    )
+    compile: bool = (
+        False  # torch.compile of upstream layers, posterior and linear heads; minutes at the start
+    )
     early_stop: int = 0  # stop after so many evaluations without a new best on dev; 0 = off
     batch_by_length: bool = False  # batches of clips of similar length: less padding
-    batch_seconds: float | None = None  # with batch_by_length: batch size by padded seconds instead of the expert's number
+    batch_seconds: float | None = (
+        None  # with batch_by_length: batch size by padded seconds instead of the expert's number
+    )
 
 
 @dataclass
@@ -115,7 +138,9 @@ class UpstreamOptions:
     dropout: bool = True  # its own dropouts
     masking: bool = False  # its own SpecAugment-like masking of frames
     train_cnn: bool = False  # --upstream_trainable: train the convolutional front end too
-    gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, more time
+    gradient_checkpointing: bool = (
+        False  # recompute layers in the backward pass: less memory, more time
+    )
 
 
 @dataclass
@@ -129,7 +154,9 @@ class OptimizerOptions:
     upstream_lr: float | None = None  # LoRA or fine-tuned upstream; null: lr
 
 
-SECTION_OPTIONS: dict[str, type[Any]] = {  # the typed sections that every featurizer has beside its own
+SECTION_OPTIONS: dict[
+    str, type[Any]
+] = {  # the typed sections that every featurizer has beside its own
     "runner": RunnerOptions,
     "optimizer": OptimizerOptions,
     "upstream": UpstreamOptions,

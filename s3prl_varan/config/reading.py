@@ -26,7 +26,11 @@ from s3prl_varan.config.options import (
 )
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
 
-FREE_SECTIONS = ("scheduler", "specaug", "downstream_expert")  # checked against what they are handed to
+FREE_SECTIONS = (
+    "scheduler",
+    "specaug",
+    "downstream_expert",
+)  # checked against what they are handed to
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,7 +38,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -80,7 +86,9 @@ def config_path(downstream: str, featurizer: str, given: str | None) -> Path:
     path = folder / f"{featurizer}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
-        raise UserError(f"No shipped config for -d {downstream} -f {featurizer} (there: {shipped}): give one with -c FILE.")
+        raise UserError(
+            f"No shipped config for -d {downstream} -f {featurizer} (there: {shipped}): give one with -c FILE."
+        )
     return path
 
 
@@ -91,7 +99,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected sections such as runner, optimizer, downstream_expert; found {type(raw).__name__}.")
+        raise UserError(
+            f"{path}: expected sections such as runner, optimizer, downstream_expert; found {type(raw).__name__}."
+        )
     return raw
 
 
@@ -102,7 +112,9 @@ def split_override(text: str) -> list[tuple[list[str], Any]]:
         key, separator, value = item.partition("=")
         path = key.strip().split(".")
         if not separator or path[0] not in ("config", "args") or len(path) < 2:
-            raise UserError(f"-o: expected config.SECTION.KEY=VALUE or args.FLAG=VALUE (several joined by ',,'), found '{item}'.")
+            raise UserError(
+                f"-o: expected config.SECTION.KEY=VALUE or args.FLAG=VALUE (several joined by ',,'), found '{item}'."
+            )
         try:
             pairs.append((path, parse_yaml(value)))
         except yaml.YAMLError as error:
@@ -110,12 +122,18 @@ def split_override(text: str) -> list[tuple[list[str], Any]]:
     return pairs
 
 
-def override_config(raw: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
+def override_config(
+    raw: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]
+) -> None:
     """Set raw[path] = value; every key must exist in the config or in `known`, a reference of the same nested shape."""
     node: dict[str, Any] = raw
     reference: Any = known
     for depth, key in enumerate(path):
-        choices = {*(node or {}), *(reference or {})} if isinstance(reference, dict) or isinstance(node, dict) else set()
+        choices = (
+            {*(node or {}), *(reference or {})}
+            if isinstance(reference, dict) or isinstance(node, dict)
+            else set()
+        )
         split = path[:-1] == ["downstream_expert", "datarc"] and _is_split(key, value)
         if key not in choices and not split:
             where = ".".join(["config", *path])
@@ -140,8 +158,14 @@ def option_sections() -> dict[str, type]:
 
 def known_keys(reference: dict[str, Any]) -> dict[str, Any]:
     """Every key a config may have: our typed sections, and `reference` (the shipped config) for the rest."""
-    typed = {name: {field.name: None for field in fields(cls)} for name, cls in option_sections().items()}
-    merged = {name: dict(section or {}) for name, section in reference.items() if isinstance(section, dict)}
+    typed = {
+        name: {field.name: None for field in fields(cls)} for name, cls in option_sections().items()
+    }
+    merged = {
+        name: dict(section or {})
+        for name, section in reference.items()
+        if isinstance(section, dict)
+    }
     for name, section in typed.items():
         merged[name] = {**merged.get(name, {}), **section}
     for name in FREE_SECTIONS:
@@ -149,13 +173,17 @@ def known_keys(reference: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_config(raw: dict[str, Any], featurizer: str, reference: dict[str, Any], source: str) -> Config:
+def check_config(
+    raw: dict[str, Any], featurizer: str, reference: dict[str, Any], source: str
+) -> Config:
     """The typed config, or one UserError that lists every unknown key and wrong value in `source`."""
     sections = option_sections()
     problems: list[str] = []
     for name in raw:
         if name not in sections and name not in FREE_SECTIONS:
-            problems.append(f"unknown section '{name}'.{did_you_mean(name, [*sections, *FREE_SECTIONS])}")
+            problems.append(
+                f"unknown section '{name}'.{did_you_mean(name, [*sections, *FREE_SECTIONS])}"
+            )
     built, extra = {}, {}
     for name, cls in sections.items():
         values = raw.get(name) or {}
@@ -171,7 +199,9 @@ def check_config(raw: dict[str, Any], featurizer: str, reference: dict[str, Any]
     problems += _optimizer_problems(built["optimizer"], extra)
     problems += _scheduler_problems(raw.get("scheduler"))
     problems += _specaug_problems(raw.get("specaug"))
-    problems += _downstream_problems(raw.get("downstream_expert"), reference.get("downstream_expert"))
+    problems += _downstream_problems(
+        raw.get("downstream_expert"), reference.get("downstream_expert")
+    )
     if problems:
         raise problems_error(f"{source}: {len(problems)} problem(s) in the config:", problems)
     return Config(
@@ -191,7 +221,9 @@ def build_options(cls: type, values: dict[str, Any], section: str, problems: lis
     hints, kwargs = get_type_hints(cls), {}
     for key, value in values.items():
         if key not in hints:
-            problems.append(f"{section}.{key}: unknown key.{did_you_mean(key, hints)} Known: {', '.join(hints)}.")
+            problems.append(
+                f"{section}.{key}: unknown key.{did_you_mean(key, hints)} Known: {', '.join(hints)}."
+            )
             continue
         try:
             kwargs[key] = coerce(value, hints[key])
@@ -200,9 +232,15 @@ def build_options(cls: type, values: dict[str, Any], section: str, problems: lis
             continue
         if key in CHOICES and kwargs[key] not in CHOICES[key]:
             expected = ", ".join("null" if choice is None else choice for choice in CHOICES[key])
-            problems.append(f"{section}.{key}: expected one of {expected}; found {value!r}.{did_you_mean(value, CHOICES[key])}")
+            problems.append(
+                f"{section}.{key}: expected one of {expected}; found {value!r}.{did_you_mean(value, CHOICES[key])}"
+            )
             del kwargs[key]
-    missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in kwargs]
+    missing = [
+        f.name
+        for f in fields(cls)
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in kwargs
+    ]
     if missing:
         problems.append(f"{section}: missing {', '.join(missing)}")
         return None
@@ -233,7 +271,11 @@ def coerce(value: Any, hint: Any) -> Any:
         return None
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if isinstance(value, float) else value
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
         return value
     raise ValueError
 
@@ -255,18 +297,31 @@ def _optimizer_problems(options: OptimizerOptions | None, extra: dict[str, Any])
     known = set(inspect.signature(cls).parameters) - {"params"}
     unknown = [key for key in extra if key not in known]
     assert issubclass(cls, torch.optim.Optimizer)
-    return [f"optimizer.{key}: unknown to torch.optim.{cls.__name__}.{did_you_mean(key, known)}" for key in unknown]
+    return [
+        f"optimizer.{key}: unknown to torch.optim.{cls.__name__}.{did_you_mean(key, known)}"
+        for key in unknown
+    ]
 
 
 def optimizer_class(options: OptimizerOptions) -> type:
     """The torch.optim class of an optimizer section: s3prl's `TorchOptim` with a class name, or Adam and AdamW by name."""
     import torch
 
-    known = {name: cls for name, cls in vars(torch.optim).items() if inspect.isclass(cls) and name != "Optimizer"}
+    known = {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if inspect.isclass(cls) and name != "Optimizer"
+    }
     name = options.torch_optim_name if options.name == "TorchOptim" else options.name
     if name not in known:
-        key = "optimizer.torch_optim_name" if options.name == "TorchOptim" else "optimizer.name (or TorchOptim)"
-        raise UserError(f"{key}: expected a class of torch.optim, found '{name}'.{did_you_mean(name, known)}")
+        key = (
+            "optimizer.torch_optim_name"
+            if options.name == "TorchOptim"
+            else "optimizer.name (or TorchOptim)"
+        )
+        raise UserError(
+            f"{key}: expected a class of torch.optim, found '{name}'.{did_you_mean(name, known)}"
+        )
     return known[name]
 
 
@@ -275,7 +330,9 @@ def scheduler_functions() -> dict[str, Any]:
     from s3prl import schedulers
 
     return {
-        name[len("get_") :]: fn for name, fn in vars(schedulers).items() if name.startswith("get_") and name != "get_scheduler"
+        name[len("get_") :]: fn
+        for name, fn in vars(schedulers).items()
+        if name.startswith("get_") and name != "get_scheduler"
     }
 
 
@@ -284,11 +341,17 @@ def _runner_problems(options: RunnerOptions | None, upstream: UpstreamOptions | 
     if options is None:
         return problems
     if options.compile and upstream is not None and upstream.gradient_checkpointing:
-        problems.append("runner.compile: does not go with upstream.gradient_checkpointing, switch one of them off")
+        problems.append(
+            "runner.compile: does not go with upstream.gradient_checkpointing, switch one of them off"
+        )
     if options.batch_seconds is not None and not options.batch_by_length:
-        problems.append("runner.batch_seconds: sets the size of batches by length, so it needs runner.batch_by_length: true")
+        problems.append(
+            "runner.batch_seconds: sets the size of batches by length, so it needs runner.batch_by_length: true"
+        )
     elif options.batch_seconds is not None and options.batch_seconds <= 0:
-        problems.append(f"runner.batch_seconds: expected seconds > 0, found {options.batch_seconds:g}")
+        problems.append(
+            f"runner.batch_seconds: expected seconds > 0, found {options.batch_seconds:g}"
+        )
     return problems
 
 
@@ -299,10 +362,18 @@ def _scheduler_problems(section: Any) -> list[str]:
         return [f"scheduler: expected `name:` and its options, found {section!r}"]
     known = scheduler_functions()
     if section["name"] not in known:
-        return [f"scheduler.name: expected one of {', '.join(known)}.{did_you_mean(section['name'], known)}"]
-    takes = {*inspect.signature(known[section["name"]]).parameters, "warmup_ratio"} - {"optimizer", "num_training_steps"}
+        return [
+            f"scheduler.name: expected one of {', '.join(known)}.{did_you_mean(section['name'], known)}"
+        ]
+    takes = {*inspect.signature(known[section["name"]]).parameters, "warmup_ratio"} - {
+        "optimizer",
+        "num_training_steps",
+    }
     unknown = [key for key in section if key not in takes and key != "name"]
-    return [f"scheduler.{key}: unknown to {section['name']}.{did_you_mean(key, takes)}" for key in unknown]
+    return [
+        f"scheduler.{key}: unknown to {section['name']}.{did_you_mean(key, takes)}"
+        for key in unknown
+    ]
 
 
 def _specaug_problems(section: Any) -> list[str]:
@@ -331,5 +402,7 @@ def _downstream_problems(section: Any, reference: Any) -> list[str]:
     known = reference.get("datarc") or {}
     for key, value in (section.get("datarc") or {}).items():
         if known and key not in known and not _is_split(key, value):
-            problems.append(f"downstream_expert.datarc.{key}: unknown key.{did_you_mean(key, known)} Known: {', '.join(known)}.")
+            problems.append(
+                f"downstream_expert.datarc.{key}: unknown key.{did_you_mean(key, known)} Known: {', '.join(known)}."
+            )
     return problems

@@ -13,9 +13,13 @@ from pathlib import Path
 from s3prl_varan.corpora.metadata import write_texts
 from s3prl_varan.errors import UserError
 
-CHAR_DICT = Path(__file__).with_name("char.dict")  # A to Z, apostrophe and '|': English, as SUPERB has it
+CHAR_DICT = Path(__file__).with_name(
+    "char.dict"
+)  # A to Z, apostrophe and '|': English, as SUPERB has it
 WORD_BOUNDARY = "|"
-_SILENT = set('.,;:!?"()[]{}-‐‑‒–—―…“”„«»‹›¿¡')  # punctuation that nobody reads aloud; a word ends there
+_SILENT = set(
+    '.,;:!?"()[]{}-‐‑‒–—―…“”„«»‹›¿¡'
+)  # punctuation that nobody reads aloud; a word ends there
 _APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
 
 
@@ -34,7 +38,9 @@ def unknown_symbols(text: str, alphabet: set[str] | None) -> Counter[str]:
 
 def drop_symbols(text: str, alphabet: set[str] | None) -> str:
     """The text without its unknown symbols."""
-    return normalise_text("".join(char if char == " " or _known(char, alphabet) else " " for char in text))
+    return normalise_text(
+        "".join(char if char == " " or _known(char, alphabet) else " " for char in text)
+    )
 
 
 def build_dictionary(transcripts: Iterable[str]) -> dict[str, int]:
@@ -44,7 +50,9 @@ def build_dictionary(transcripts: Iterable[str]) -> dict[str, int]:
         words = text.upper().split()
         counts.update("".join(words))
         counts[WORD_BOUNDARY] += len(words)
-    return dict(sorted(counts.items(), key=lambda item: (item[0] != WORD_BOUNDARY, -item[1], item[0])))
+    return dict(
+        sorted(counts.items(), key=lambda item: (item[0] != WORD_BOUNDARY, -item[1], item[0]))
+    )
 
 
 def dictionary_text(counts: Mapping[str, int]) -> str:
@@ -67,7 +75,9 @@ def load_alphabet(path: str | Path = CHAR_DICT) -> set[str]:
     for number, line in enumerate(lines, start=1):
         symbol, _, count = line.rstrip().rpartition(" ")
         if len(symbol) != 1 or not count.isdigit():
-            raise UserError(f"{path}, line {number}: expected 'symbol count' with a single character, found '{line}'")
+            raise UserError(
+                f"{path}, line {number}: expected 'symbol count' with a single character, found '{line}'"
+            )
         symbols.append(symbol)
     return set(symbols) - {WORD_BOUNDARY}
 
@@ -76,9 +86,13 @@ def describe_unknown(where: Mapping[str, Mapping[str, int]], shown: int = 10) ->
     """One line per unknown symbol, from {symbol: {utterance: times}}."""
     lines = []
     for symbol, found in sorted(where.items(), key=lambda item: -sum(item[1].values())):
-        names = ", ".join(list(found)[:shown]) + (f" and {len(found) - shown} more" if len(found) > shown else "")
+        names = ", ".join(list(found)[:shown]) + (
+            f" and {len(found) - shown} more" if len(found) > shown else ""
+        )
         name = unicodedata.name(symbol, "unnamed").lower()
-        lines.append(f"'{symbol}' ({name}): {sum(found.values())} times in {len(found)} utterances: {names}")
+        lines.append(
+            f"'{symbol}' ({name}): {sum(found.values())} times in {len(found)} utterances: {names}"
+        )
     return lines
 
 

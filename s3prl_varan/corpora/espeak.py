@@ -15,14 +15,23 @@ import sys
 # The library's constants (speak_lib.h).
 _RETRIEVAL, _NO_EXIT, _UTF8, _END_PAUSE = 2, 0x8000, 1, 0x1000
 _PARAMETERS = {"rate": 1, "volume": 2, "pitch": 3, "range": 4}
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
 
 
 def speak(job: dict) -> None:
     """Synthesise every utterance of `job` and write the samples to stdout. Raises RuntimeError when the library refuses."""
     library = ctypes.CDLL(job["library"])
     library.espeak_Synth.argtypes = [
-        *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint),
+        *(
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_uint,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_uint,
+        ),
         *(ctypes.c_void_p, ctypes.c_void_p),
     ]
     chunks: list[bytes] = []

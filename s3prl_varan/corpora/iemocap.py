@@ -18,10 +18,14 @@ LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 EMOTIONS = {"neu": "neu", "hap": "hap", "exc": "hap", "ang": "ang", "sad": "sad"}
 NUM_CLIPS = 5531
 NUM_SESSIONS = 5
-_TURN = re.compile(r"\[[^\]]*\]\s+(\S+)\s+(\S+)\s+\[")  # [6.29 - 8.23]  Ses01F_impro01_F000  neu  [2.5, 2.5, 2.5]
+_TURN = re.compile(
+    r"\[[^\]]*\]\s+(\S+)\s+(\S+)\s+\["
+)  # [6.29 - 8.23]  Ses01F_impro01_F000  neu  [2.5, 2.5, 2.5]
 
 
-def prepare_iemocap(root: str | Path, out: str | Path | None = None, *, skip_bad: bool = False) -> CorpusSummary:
+def prepare_iemocap(
+    root: str | Path, out: str | Path | None = None, *, skip_bad: bool = False
+) -> CorpusSummary:
     """Write the metadata of IEMOCAP for `-v fold1` .. `fold5`: fold k tests on Session k and trains on the others.
 
     root: holds Session1 .. Session5 (IEMOCAP_full_release). No dev file is written: as in SUPERB, s3prl's expert takes a random
@@ -40,7 +44,9 @@ def prepare_iemocap(root: str | Path, out: str | Path | None = None, *, skip_bad
     good, skipped = check_clips(clips, problems, skip_bad=skip_bad, remedy=remedy)
     summary = CorpusSummary("IEMOCAP", base, folder, clips=len(good), skipped=skipped)
     if len(good) != NUM_CLIPS:
-        summary.notes.append(f"IEMOCAP has {NUM_CLIPS} clips of these four classes, {len(good)} are used here")
+        summary.notes.append(
+            f"IEMOCAP has {NUM_CLIPS} clips of these four classes, {len(good)} are used here"
+        )
     if len(sessions) != NUM_SESSIONS:
         summary.notes.append(f"IEMOCAP has {NUM_SESSIONS} sessions, {len(sessions)} are here")
     good, summary.converted = convert_clips(good, base, folder)
@@ -64,7 +70,9 @@ def find_clips(session: Path) -> tuple[list[Clip], list[str]]:
     problems = [f"{folder}: no such folder" for folder in (labels, wavs) if not folder.is_dir()]
     if problems:
         return [], problems
-    audio = {path.stem: path for path in sorted(wavs.rglob("*.wav")) if not path.name.startswith(".")}
+    audio = {
+        path.stem: path for path in sorted(wavs.rglob("*.wav")) if not path.name.startswith(".")
+    }
     clips = []
     files = [path for path in sorted(labels.glob("*.txt")) if not path.name.startswith(".")]
     if not files:
@@ -72,7 +80,9 @@ def find_clips(session: Path) -> tuple[list[Clip], list[str]]:
     for file in files:
         turns = _TURN.findall(file.read_text(encoding="utf-8", errors="replace"))
         if not turns:
-            problems.append(f"{file}: no line like '[6.29 - 8.23]  Ses01F_impro01_F000  neu  [2.5, 2.5, 2.5]'")
+            problems.append(
+                f"{file}: no line like '[6.29 - 8.23]  Ses01F_impro01_F000  neu  [2.5, 2.5, 2.5]'"
+            )
         for name, emotion in turns:
             if emotion not in EMOTIONS:
                 continue
@@ -88,9 +98,15 @@ def _of(clip: Clip, session: Path) -> bool:
 
 
 def _sessions(root: Path) -> list[Path]:
-    sessions = sorted(path for path in root.glob("Session*") if path.is_dir() and re.fullmatch(r"Session\d", path.name))
+    sessions = sorted(
+        path
+        for path in root.glob("Session*")
+        if path.is_dir() and re.fullmatch(r"Session\d", path.name)
+    )
     if len(sessions) >= 2:
         return sessions
     inner = next((path.parent for path in sorted(root.glob("*/Session1"))), None)
     hint = f" Give {inner}." if inner else " Give the folder IEMOCAP_full_release."
-    raise UserError(f"{root}: expected folders Session1 .. Session5, found {len(sessions)} of them.{hint}")
+    raise UserError(
+        f"{root}: expected folders Session1 .. Session5, found {len(sessions)} of them.{hint}"
+    )

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from s3prl_varan.audio import AUDIO_SUFFIXES, AudioInfo, examine_audio_files
-from s3prl_varan.corpora.dictionary import build_dictionary, describe_unknown, dictionary_text, load_alphabet, unknown_symbols
+from s3prl_varan.corpora.dictionary import (
+    build_dictionary,
+    describe_unknown,
+    dictionary_text,
+    load_alphabet,
+    unknown_symbols,
+)
 from s3prl_varan.corpora.metadata import output_folder, require_folder, write_texts
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
 
@@ -58,11 +64,17 @@ class SpeechSummary:
     def __str__(self) -> str:
         """A table of the splits, what was left out, and the config keys to point at the result."""
         lines = [f"{'split':<18}utterances  speakers  hours   words"]
-        lines += [f"{r.split:<18}{r.utterances:>10}  {r.speakers:>8}  {r.hours:>5.2f}  {r.words:>6}" for r in self.rows]
+        lines += [
+            f"{r.split:<18}{r.utterances:>10}  {r.speakers:>8}  {r.hours:>5.2f}  {r.words:>6}"
+            for r in self.rows
+        ]
         if self.converted:
             lines.append(f"converted {self.converted} recordings to 16 kHz mono")
         if self.skipped:
-            lines += [f"left out ({len(self.skipped)}):", *(f"  - {reason}" for reason in self.skipped)]
+            lines += [
+                f"left out ({len(self.skipped)}):",
+                *(f"  - {reason}" for reason in self.skipped),
+            ]
         lines += [f"note: {note}" for note in self.notes]
         keys = {"libri_root": self.root, "bucket_file": self.out, "dict_path": self.dictionary}
         shown = (f"{key}={path}" for key, path in keys.items() if path)
@@ -100,12 +112,16 @@ def prepare_librispeech(
         remedy = "Mend these or leave them out with --skip_bad."
         if not build_dict:
             remedy += " For a language with other characters, give it a dictionary of its own with --build_dict."
-        raise problems_error(f"{len(problems)} problems in the corpus; nothing was written:", problems, remedy)
+        raise problems_error(
+            f"{len(problems)} problems in the corpus; nothing was written:", problems, remedy
+        )
     summary = SpeechSummary(base, folder, skipped=problems)
     texts = tables(summary, utterances)
     if build_dict:
         summary.dictionary = folder / "char.dict"
-        texts[summary.dictionary] = dictionary_text(build_dictionary(u.text for rows in utterances.values() for u in rows))
+        texts[summary.dictionary] = dictionary_text(
+            build_dictionary(u.text for rows in utterances.values() for u in rows)
+        )
     write_texts(texts)
     return summary
 
@@ -116,17 +132,29 @@ def find_splits(root: Path) -> list[str]:
     if found:
         return found
     if _is_split(root):
-        raise UserError(f"{root} is itself a split; give the folder above it, {root.parent}, and --splits {root.name}.")
-    inner = [path for path in sorted(root.iterdir()) if path.is_dir() and any(_is_split(p) for p in path.iterdir() if p.is_dir())]
+        raise UserError(
+            f"{root} is itself a split; give the folder above it, {root.parent}, and --splits {root.name}."
+        )
+    inner = [
+        path
+        for path in sorted(root.iterdir())
+        if path.is_dir() and any(_is_split(p) for p in path.iterdir() if p.is_dir())
+    ]
     hint = f" Give {inner[0]}." if inner else " Other layouts go through `manifest FILE.tsv`."
-    raise UserError(f"{root}: no folder in LibriSpeech's layout, split/speaker/chapter/speaker-chapter.trans.txt.{hint}")
+    raise UserError(
+        f"{root}: no folder in LibriSpeech's layout, split/speaker/chapter/speaker-chapter.trans.txt.{hint}"
+    )
 
 
 def read_split(folder: Path) -> tuple[list[Utterance], list[str]]:
     """Utterances with audio and text, and a line per thing amiss: no transcript file, audio without text and the reverse."""
     utterances, problems = [], []
     for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
-        audio = {p.stem: p for p in sorted(chapter.iterdir()) if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != "."}
+        audio = {
+            p.stem: p
+            for p in sorted(chapter.iterdir())
+            if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != "."
+        }
         transcript = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
         if not transcript.is_file():
             if audio:
@@ -134,8 +162,14 @@ def read_split(folder: Path) -> tuple[list[Utterance], list[str]]:
             continue
         texts, wrong = _read_transcript(transcript)
         problems += wrong
-        problems += [f"{path}: no text in {transcript.name}" for name, path in audio.items() if name not in texts]
-        problems += [f"{transcript}: {name} has no recording" for name in texts if name not in audio]
+        problems += [
+            f"{path}: no text in {transcript.name}"
+            for name, path in audio.items()
+            if name not in texts
+        ]
+        problems += [
+            f"{transcript}: {name} has no recording" for name in texts if name not in audio
+        ]
         for name in audio.keys() & texts.keys():
             if "." in name:
                 problems.append(f"{audio[name]}: a dot in the name, which s3prl takes for its end")
@@ -162,7 +196,9 @@ def tables(summary: SpeechSummary, utterances: dict[str, list[Utterance]]) -> di
         texts[summary.out / f"{split}.csv"] = buffer.getvalue()
         hours = sum(row.info.seconds for row in rows if row.info) / 3600
         speakers = len({row.path.parent.parent for row in rows})
-        summary.rows.append(SpeechRow(split, len(rows), speakers, hours, sum(len(row.text.split()) for row in rows)))
+        summary.rows.append(
+            SpeechRow(split, len(rows), speakers, hours, sum(len(row.text.split()) for row in rows))
+        )
     return texts
 
 
@@ -172,14 +208,19 @@ def _samples(utterance: Utterance) -> int:
 
 
 def _choose(found: list[str], wanted: Sequence[str] | None, root: Path) -> list[str]:
-    unknown = [f"'{name}'.{did_you_mean(name, found)}" for name in wanted or () if name not in found]
+    unknown = [
+        f"'{name}'.{did_you_mean(name, found)}" for name in wanted or () if name not in found
+    ]
     if unknown:
         raise problems_error(f"{root} has the splits {', '.join(found)}; there is no", unknown)
     return list(dict.fromkeys(wanted)) if wanted else found
 
 
 def _is_split(folder: Path) -> bool:
-    return any(p.suffix.lower() in AUDIO_SUFFIXES or p.name.endswith(".trans.txt") for p in folder.glob("*/*/*"))
+    return any(
+        p.suffix.lower() in AUDIO_SUFFIXES or p.name.endswith(".trans.txt")
+        for p in folder.glob("*/*/*")
+    )
 
 
 def _read_transcript(path: Path) -> tuple[dict[str, str], list[str]]:
@@ -202,7 +243,11 @@ def _twice(utterances: dict[str, list[Utterance]]) -> list[str]:
     counts = Counter(u.name for rows in utterances.values() for u in rows)
     problems = []
     for split, rows in utterances.items():
-        problems += [f"{u.path}: the name {u.name} is used {counts[u.name]} times" for u in rows if counts[u.name] > 1]
+        problems += [
+            f"{u.path}: the name {u.name} is used {counts[u.name]} times"
+            for u in rows
+            if counts[u.name] > 1
+        ]
         utterances[split] = [u for u in rows if counts[u.name] == 1]
     return problems
 
@@ -216,14 +261,18 @@ def _check(
     unknown: dict[str, dict[str, int]] = defaultdict(dict)
     for split, rows in utterances.items():
         good[split] = []
-        for row, file in zip(rows, examine_audio_files([u.path for u in rows], decode=decode), strict=True):
+        for row, file in zip(
+            rows, examine_audio_files([u.path for u in rows], decode=decode), strict=True
+        ):
             symbols = unknown_symbols(row.text.upper(), alphabet)
             for symbol, count in symbols.items():
                 unknown[symbol][row.name] = count
             problem = file.problem
             if problem is None and file.info and not file.info.is_16k_mono:
                 form = f"{file.info.rate} Hz, {file.info.channels} channel(s)"
-                problem = f"{row.path}: {form}; 16 kHz mono is needed (the `manifest` command converts)"
+                problem = (
+                    f"{row.path}: {form}; 16 kHz mono is needed (the `manifest` command converts)"
+                )
             if problem:
                 problems.append(problem)
             elif not symbols:

@@ -67,7 +67,11 @@ def prepare_manifest(
     """
     _check_options(dev_ratio, test_ratio, unknown)
     source = Path(os.path.abspath(Path(manifest).expanduser()))
-    folder = Path(os.path.abspath(Path(audio_root).expanduser())) if audio_root is not None else source.parent
+    folder = (
+        Path(os.path.abspath(Path(audio_root).expanduser()))
+        if audio_root is not None
+        else source.parent
+    )
     lines, problems = read_manifest(source, folder)
     alphabet = None if build_dict else load_alphabet()
     lines, report, emptied = _spell(lines, alphabet, unknown)
@@ -76,7 +80,9 @@ def prepare_manifest(
     refused = report if unknown == "refuse" else []
     if refused or (problems and not skip_bad):
         raise _refusal(problems, refused, skip_bad)
-    lines = [replace(line, info=f.info) for line, f in zip(lines, checked, strict=True) if not f.problem]
+    lines = [
+        replace(line, info=f.info) for line, f in zip(lines, checked, strict=True) if not f.problem
+    ]
     parts = split_by_text(lines, dev_ratio, test_ratio, seed)
     target = output_folder(source.parent, out)
     _claim(target)
@@ -91,7 +97,9 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
     try:
         rows = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file. Give a text file with lines of the form path TAB text.") from error
+        raise UserError(
+            f"{path}: no such file. Give a text file with lines of the form path TAB text."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     lines: dict[str, Line] = {}
@@ -99,7 +107,11 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
     for number, row in enumerate(rows, start=1):
         before, tab, after = row.partition("\t")
         shown, text = before.strip(), after.strip()
-        heading = number == 1 and text.lower() in ("text", "transcript", "sentence") and not (audio_root / shown).exists()
+        heading = (
+            number == 1
+            and text.lower() in ("text", "transcript", "sentence")
+            and not (audio_root / shown).exists()
+        )
         if not row.strip() or heading:
             continue
         if not tab or not shown:
@@ -115,7 +127,9 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
     return list(lines.values()), problems
 
 
-def split_by_text(lines: Sequence[Line], dev_ratio: float, test_ratio: float, seed: int) -> dict[str, list[Line]]:
+def split_by_text(
+    lines: Sequence[Line], dev_ratio: float, test_ratio: float, seed: int
+) -> dict[str, list[Line]]:
     """{"train", "dev", "test"} without the same text in two splits; which text goes where depends on it and the seed alone.
 
     Texts are ranked by a hash; test takes them until it holds test_ratio of the lines, then dev. Raises UserError when nothing
@@ -124,7 +138,9 @@ def split_by_text(lines: Sequence[Line], dev_ratio: float, test_ratio: float, se
     by_text: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_text[line.text].append(line)
-    ranked = sorted(by_text, key=lambda text: hashlib.sha256(f"{seed}\t{text}".encode()).hexdigest())
+    ranked = sorted(
+        by_text, key=lambda text: hashlib.sha256(f"{seed}\t{text}".encode()).hexdigest()
+    )
     wanted = {"test": round(test_ratio * len(lines)), "dev": round(dev_ratio * len(lines))}
     parts: dict[str, list[Line]] = {"train": [], "dev": [], "test": []}
     for text in ranked:
@@ -142,12 +158,18 @@ def split_by_text(lines: Sequence[Line], dev_ratio: float, test_ratio: float, se
 
 def _check_options(dev_ratio: float, test_ratio: float, unknown: str) -> None:
     if min(dev_ratio, test_ratio) < 0 or dev_ratio + test_ratio >= 1:
-        raise UserError(f"dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g} must be 0 or more and add up to less than 1")
+        raise UserError(
+            f"dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g} must be 0 or more and add up to less than 1"
+        )
     if unknown not in UNKNOWN:
-        raise UserError(f"unknown must be one of {', '.join(UNKNOWN)}, not '{unknown}'.{did_you_mean(unknown, UNKNOWN)}")
+        raise UserError(
+            f"unknown must be one of {', '.join(UNKNOWN)}, not '{unknown}'.{did_you_mean(unknown, UNKNOWN)}"
+        )
 
 
-def _spell(lines: Sequence[Line], alphabet: set[str] | None, unknown: str) -> tuple[list[Line], list[str], list[str]]:
+def _spell(
+    lines: Sequence[Line], alphabet: set[str] | None, unknown: str
+) -> tuple[list[Line], list[str], list[str]]:
     """Lines after the treatment of unknown symbols, one message per symbol, and one per line that had nothing else in it."""
     where: dict[str, dict[str, int]] = defaultdict(dict)
     kept, emptied = [], []
@@ -161,7 +183,9 @@ def _spell(lines: Sequence[Line], alphabet: set[str] | None, unknown: str) -> tu
         elif unknown == "drop_symbol" and text:
             kept.append(replace(line, text=text))
         else:
-            emptied.append(f"{line.shown}: '{line.text[:40]}' has {' '.join(symbols)}, outside the alphabet")
+            emptied.append(
+                f"{line.shown}: '{line.text[:40]}' has {' '.join(symbols)}, outside the alphabet"
+            )
     return kept, describe_unknown(where), emptied
 
 
@@ -175,16 +199,25 @@ def _refusal(problems: list[str], refused: list[str], skip_bad: bool) -> UserErr
             "drop_utterance; for a language with other letters, --build_dict."
         )
     found = problems + [f"outside the alphabet: {line}" for line in refused]
-    return problems_error(f"{len(found)} problems in the manifest; nothing was written:", found, " ".join(remedies))
+    return problems_error(
+        f"{len(found)} problems in the manifest; nothing was written:", found, " ".join(remedies)
+    )
 
 
 def _claim(folder: Path) -> None:
     splits = [folder / split for split in ("train", "dev", "test")]
     if not (folder / MARKER).exists() and any(path.exists() for path in splits):
-        raise UserError(f"{folder} holds train, dev or test of another origin; choose a new folder with --out")
+        raise UserError(
+            f"{folder} holds train, dev or test of another origin; choose a new folder with --out"
+        )
 
 
-def _write(summary: SpeechSummary, parts: dict[str, list[Line]], build_dict: bool, origin: dict[str, object]) -> None:
+def _write(
+    summary: SpeechSummary,
+    parts: dict[str, list[Line]],
+    build_dict: bool,
+    origin: dict[str, object],
+) -> None:
     """Build the splits in a temporary folder, put them in place of earlier ones, then write tables and dictionary."""
     out = summary.out
     staging = Path(tempfile.mkdtemp(dir=out, prefix=".tmp-"))
@@ -193,9 +226,13 @@ def _write(summary: SpeechSummary, parts: dict[str, list[Line]], build_dict: boo
         names = _names([line.shown for lines in parts.values() for line in lines])
         utterances = {}
         for split, lines in parts.items():
-            rows = [_place(line, staging / split, names[line.shown], corpus, summary) for line in lines]
+            rows = [
+                _place(line, staging / split, names[line.shown], corpus, summary) for line in lines
+            ]
             _write_transcripts(rows)
-            utterances[split] = [replace(row, path=out / row.path.relative_to(staging)) for row in rows]
+            utterances[split] = [
+                replace(row, path=out / row.path.relative_to(staging)) for row in rows
+            ]
         write_texts({out / MARKER: json.dumps(origin, indent=1)})
         for split in ("train", "dev", "test"):
             shutil.rmtree(out / split, ignore_errors=True)
@@ -209,7 +246,10 @@ def _write(summary: SpeechSummary, parts: dict[str, list[Line]], build_dict: boo
     (out / "char.dict").unlink(missing_ok=True)
     if build_dict:
         summary.dictionary = out / "char.dict"
-        write_dictionary(summary.dictionary, build_dictionary(u.text for rows in utterances.values() for u in rows))
+        write_dictionary(
+            summary.dictionary,
+            build_dictionary(u.text for rows in utterances.values() for u in rows),
+        )
     write_texts(texts)
 
 
@@ -236,7 +276,9 @@ def _write_transcripts(utterances: Sequence[Utterance]) -> None:
         by_chapter[utterance.path.parent].append(utterance)
     for chapter, rows in by_chapter.items():
         text = "".join(f"{row.name} {row.text}\n" for row in sorted(rows, key=lambda u: u.name))
-        (chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt").write_text(text, encoding="utf-8")
+        (chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt").write_text(
+            text, encoding="utf-8"
+        )
 
 
 def _names(shown: Sequence[str]) -> dict[str, str]:

@@ -58,9 +58,14 @@ class CorpusSummary:
         """A table of folds and splits, then what was converted, skipped and odd."""
         lines = [*_table(self.rows), f"{self.name}: {self.clips} clips, metadata in {self.out}"]
         if self.converted:
-            lines.append(f"converted {self.converted} clips to 16 kHz mono in {self.out / 'converted'}")
+            lines.append(
+                f"converted {self.converted} clips to 16 kHz mono in {self.out / 'converted'}"
+            )
         if self.skipped:
-            lines += [f"left out {len(self.skipped)}:", *(f"  - {reason}" for reason in self.skipped)]
+            lines += [
+                f"left out {len(self.skipped)}:",
+                *(f"  - {reason}" for reason in self.skipped),
+            ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -80,11 +85,15 @@ def output_folder(root: Path, out: str | Path | None) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {path} ({error.strerror}). Choose another folder with --out.") from error
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}). Choose another folder with --out."
+        ) from error
     return path
 
 
-def check_clips(clips: Sequence[Clip], problems: Sequence[str], *, skip_bad: bool, remedy: str) -> tuple[list[Clip], list[str]]:
+def check_clips(
+    clips: Sequence[Clip], problems: Sequence[str], *, skip_bad: bool, remedy: str
+) -> tuple[list[Clip], list[str]]:
     """Decode every clip; return the good ones (with their length) and, under skip_bad, why the others were left out.
 
     problems: what finding the clips already brought up. Raises UserError with all of them and every bad file, unless skip_bad.
@@ -92,8 +101,14 @@ def check_clips(clips: Sequence[Clip], problems: Sequence[str], *, skip_bad: boo
     checked = examine_audio_files([clip.path for clip in clips])
     bad = [*problems, *(file.problem for file in checked if file.problem)]
     if bad and not skip_bad:
-        raise problems_error(f"{len(bad)} problems in the corpus; nothing was written:", bad, remedy)
-    good = [replace(clip, info=file.info) for clip, file in zip(clips, checked, strict=True) if not file.problem]
+        raise problems_error(
+            f"{len(bad)} problems in the corpus; nothing was written:", bad, remedy
+        )
+    good = [
+        replace(clip, info=file.info)
+        for clip, file in zip(clips, checked, strict=True)
+        if not file.problem
+    ]
     if not good:
         raise problems_error("no usable clip is left:", bad, remedy)
     return good, bad
@@ -116,25 +131,38 @@ def convert_clips(clips: Sequence[Clip], root: Path, out: Path) -> tuple[list[Cl
 
 
 def write_emotion_metadata(
-    summary: CorpusSummary, labels: Mapping[str, int], folds: Mapping[str, Mapping[str, Sequence[Clip]]]
+    summary: CorpusSummary,
+    labels: Mapping[str, int],
+    folds: Mapping[str, Mapping[str, Sequence[Clip]]],
 ) -> None:
     """Write all folds ({name for -v: {split: clips}}) under summary.out and fill summary.rows. Nothing is written on error.
 
     Raises UserError when a split of a fold is empty.
     """
-    empty = [f"{fold}: no {split} clips" for fold, splits in folds.items() for split, clips in splits.items() if not clips]
+    empty = [
+        f"{fold}: no {split} clips"
+        for fold, splits in folds.items()
+        for split, clips in splits.items()
+        if not clips
+    ]
     if empty:
-        raise problems_error("the corpus is too small for its folds:", empty, "More speakers are needed.")
+        raise problems_error(
+            "the corpus is too small for its folds:", empty, "More speakers are needed."
+        )
     texts: dict[Path, str] = {}
     stale: list[Path] = []
     for fold, splits in folds.items():
         folder = summary.out / fold.replace("fold", "Session")
         for split, clips in splits.items():
             rows = [_entry(clip, summary.root) for clip in clips]
-            texts[folder / f"{split}_meta_data.json"] = json.dumps({"labels": dict(labels), "meta_data": rows}, indent=1)
+            texts[folder / f"{split}_meta_data.json"] = json.dumps(
+                {"labels": dict(labels), "meta_data": rows}, indent=1
+            )
             summary.rows.append(_row(fold, split, clips, labels))
         stale += [folder / f"{split}_meta_data.json" for split in SPLITS if split not in splits]
-        missing = [name for name in labels if not any(clip.label == name for clip in splits["train"])]
+        missing = [
+            name for name in labels if not any(clip.label == name for clip in splits["train"])
+        ]
         if missing:
             summary.notes.append(f"{fold}: no training clip of class {', '.join(missing)}")
     write_texts(texts)
@@ -169,7 +197,14 @@ def _entry(clip: Clip, root: Path) -> dict[str, str]:
 def _row(fold: str, split: str, clips: Sequence[Clip], labels: Mapping[str, int]) -> SplitRow:
     counted = Counter(clip.label for clip in clips)
     hours = sum(clip.info.seconds for clip in clips if clip.info) / 3600
-    return SplitRow(fold, split, len(clips), len({c.speaker for c in clips}), hours, {k: counted[k] for k in labels})
+    return SplitRow(
+        fold,
+        split,
+        len(clips),
+        len({c.speaker for c in clips}),
+        hours,
+        {k: counted[k] for k in labels},
+    )
 
 
 def _table(rows: Sequence[SplitRow]) -> list[str]:
@@ -188,8 +223,12 @@ def _table(rows: Sequence[SplitRow]) -> list[str]:
         for r in rows
     ]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-    return ["  ".join(_pad(cell, widths[i], i) for i, cell in enumerate(row)) for row in [head, *cells]]
+    return [
+        "  ".join(_pad(cell, widths[i], i) for i, cell in enumerate(row)) for row in [head, *cells]
+    ]
 
 
 def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 2 else cell.rjust(width)  # names to the left, figures to the right
+    return (
+        cell.ljust(width) if column < 2 else cell.rjust(width)
+    )  # names to the left, figures to the right

@@ -20,7 +20,9 @@ from s3prl_varan.corpora.metadata import (
 )
 from s3prl_varan.errors import UserError
 
-LABELS = {name: i for i, name in enumerate("neutral happy sad angry fearful disgust surprised".split())}
+LABELS = {
+    name: i for i, name in enumerate("neutral happy sad angry fearful disgust surprised".split())
+}
 EMOTIONS = {
     "01": "neutral",
     "02": "neutral",  # calm
@@ -33,13 +35,19 @@ EMOTIONS = {
 }
 NUM_CLIPS = 1440
 NUM_FOLDS = 4
-RELEASED = {"train": range(1, 20), "dev": range(20, 22), "test": range(22, 24)}  # the split of VARAN's released code
+RELEASED = {
+    "train": range(1, 20),
+    "dev": range(20, 22),
+    "test": range(22, 24),
+}  # the split of VARAN's released code
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in the root of a corpus made by data/synthetic.py
 _NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)")
 _ACTOR = re.compile(r"Actor_(\d\d)")
 
 
-def prepare_ravdess(root: str | Path, out: str | Path | None = None, *, skip_bad: bool = False) -> CorpusSummary:
+def prepare_ravdess(
+    root: str | Path, out: str | Path | None = None, *, skip_bad: bool = False
+) -> CorpusSummary:
     """Write the metadata of RAVDESS, or of a corpus in its form, for `-v fold1` .. `fold4` and `-v released`.
 
     root: holds Actor_01 .. Actor_24, or folders that hold them. out: default root/meta_data. skip_bad: leave bad files out
@@ -62,7 +70,9 @@ def prepare_ravdess(root: str | Path, out: str | Path | None = None, *, skip_bad
     if all(released.values()):
         folds["released"] = released
     else:
-        summary.notes.append("no 'released' split: it needs actors 1-19 (train), 20-21 (dev) and 22-23 (test)")
+        summary.notes.append(
+            "no 'released' split: it needs actors 1-19 (train), 20-21 (dev) and 22-23 (test)"
+        )
     write_emotion_metadata(summary, LABELS, folds)
     return summary
 
@@ -80,7 +90,11 @@ def find_clips(root: Path, exclude: str | Path | None = None) -> tuple[list[Clip
             if path.name.startswith(".") or path.suffix.lower() not in AUDIO_SUFFIXES:
                 continue
             match = _NAME.fullmatch(path.stem)
-            problem = "not named like 03-01-06-01-02-01-12.wav" if match is None else _mismatch(match, folder)
+            problem = (
+                "not named like 03-01-06-01-02-01-12.wav"
+                if match is None
+                else _mismatch(match, folder)
+            )
             if problem:
                 problems.append(f"{path}: {problem}")
             elif match and match[1] == "03" and match[2] == "01":
@@ -113,8 +127,12 @@ def speaker_folds(clips: Sequence[Clip]) -> dict[str, dict[str, list[Clip]]]:
     for k in range(NUM_FOLDS):
         following = (k + 1) % NUM_FOLDS
         test = {*men[k::NUM_FOLDS], *women[k::NUM_FOLDS]}
-        dev = {a for sex in (men, women) for a in sex[following::NUM_FOLDS][: max(1, len(sex) // 6)]}
-        folds[f"fold{k + 1}"] = _split(clips, {"train": set(actors) - test - dev, "dev": dev, "test": test})
+        dev = {
+            a for sex in (men, women) for a in sex[following::NUM_FOLDS][: max(1, len(sex) // 6)]
+        }
+        folds[f"fold{k + 1}"] = _split(
+            clips, {"train": set(actors) - test - dev, "dev": dev, "test": test}
+        )
     return folds
 
 
@@ -124,18 +142,34 @@ def released_split(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
 
 
 def _split(clips: Sequence[Clip], actors: Mapping[str, set[int]]) -> dict[str, list[Clip]]:
-    return {split: [clip for clip in clips if int(clip.speaker) in chosen] for split, chosen in actors.items()}
+    return {
+        split: [clip for clip in clips if int(clip.speaker) in chosen]
+        for split, chosen in actors.items()
+    }
 
 
 def _actor_folders(root: Path, exclude: str | Path | None) -> list[Path]:
     skip = Path(exclude).resolve() if exclude is not None else root.resolve() / "meta_data"
-    for pattern in ("Actor_*", "*/Actor_*"):  # the nearer one wins: some copies of the corpus hold everything twice
-        found = [path for path in sorted(root.glob(pattern)) if path.is_dir() and _ACTOR.fullmatch(path.name)]
-        found = [path for path in found if pattern == "Actor_*" or not path.resolve().is_relative_to(skip)]
+    for pattern in (
+        "Actor_*",
+        "*/Actor_*",
+    ):  # the nearer one wins: some copies of the corpus hold everything twice
+        found = [
+            path
+            for path in sorted(root.glob(pattern))
+            if path.is_dir() and _ACTOR.fullmatch(path.name)
+        ]
+        found = [
+            path
+            for path in found
+            if pattern == "Actor_*" or not path.resolve().is_relative_to(skip)
+        ]
         if found:
             return found
     seen = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: no folders Actor_01 .. Actor_24 here or one level below; found {seen}. Give the corpus root.")
+    raise UserError(
+        f"{root}: no folders Actor_01 .. Actor_24 here or one level below; found {seen}. Give the corpus root."
+    )
 
 
 def _mismatch(match: re.Match[str], folder: Path) -> str:

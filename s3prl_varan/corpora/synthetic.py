@@ -17,9 +17,25 @@ from s3prl_varan.audio import SAMPLE_RATE, write_audio
 from s3prl_varan.corpora.ravdess import SYNTHETIC_MARKER
 from s3prl_varan.errors import UserError
 
-STATEMENTS = ("The evening train leaves from the old station", "My neighbour carried the boxes up the stairs")
+STATEMENTS = (
+    "The evening train leaves from the old station",
+    "My neighbour carried the boxes up the stairs",
+)
 _MALE = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "adam", "ed", "john", "robert")
-_FEMALE = ("f1", "f2", "f3", "f4", "f5", "Annie", "linda", "steph", "anika", "belinda", "Alicia", "Andrea")
+_FEMALE = (
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "Annie",
+    "linda",
+    "steph",
+    "anika",
+    "belinda",
+    "Alicia",
+    "Andrea",
+)
 _ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")
 
 
@@ -47,7 +63,9 @@ PROSODY = {  # by RAVDESS's emotion code
 }
 
 
-def synthesise_corpus(root: str | Path, *, actors: int = 24, repetitions: int = 1, seed: int = 0) -> int:
+def synthesise_corpus(
+    root: str | Path, *, actors: int = 24, repetitions: int = 1, seed: int = 0
+) -> int:
     """Write root/Actor_XX/03-01-EE-II-SS-RR-XX.wav (16 kHz mono) and a note that it is synthetic; return the number of clips.
 
     actors: 8 to 24, odd ones with male voices. Per actor 8 emotions x 2 statements x `repetitions`, so 384 clips by default; the
@@ -55,12 +73,19 @@ def synthesise_corpus(root: str | Path, *, actors: int = 24, repetitions: int = 
     Raises UserError when eSpeak NG is missing, or root holds something else.
     """
     if not 8 <= actors <= 24 or not 1 <= repetitions <= 99:
-        raise UserError(f"actors must be 8 to 24 and repetitions 1 to 99, got {actors} and {repetitions}")
+        raise UserError(
+            f"actors must be 8 to 24 and repetitions 1 to 99, got {actors} and {repetitions}"
+        )
     base = Path(os.path.abspath(Path(root).expanduser()))
     library, data = _espeak()
     _claim(base)
     utterances = plan(actors, repetitions, seed)
-    job = {"library": library, "data": data, "seed": seed + 1, "utterances": list(utterances.values())}
+    job = {
+        "library": library,
+        "data": data,
+        "seed": seed + 1,
+        "utterances": list(utterances.values()),
+    }
     rate, recordings = _speak(job)
     for name, samples in zip(utterances, recordings, strict=True):
         write_audio(base / f"Actor_{name[-2:]}" / f"{name}.wav", _to_16k(samples, rate))
@@ -87,10 +112,16 @@ def plan(actors: int, repetitions: int, seed: int) -> dict[str, dict[str, str | 
                     utterances[name] = {
                         "text": text + emotion.ending,
                         "voice": voice,
-                        "rate": _clip(base_rate * emotion.rate**by * chance.gauss(1, 0.05), 90, 400),
-                        "volume": _clip(base_volume * emotion.volume**by * chance.gauss(1, 0.10), 20, 200),
+                        "rate": _clip(
+                            base_rate * emotion.rate**by * chance.gauss(1, 0.05), 90, 400
+                        ),
+                        "volume": _clip(
+                            base_volume * emotion.volume**by * chance.gauss(1, 0.10), 20, 200
+                        ),
                         "pitch": _clip(base_pitch + by * emotion.pitch + chance.gauss(0, 4), 0, 99),
-                        "range": _clip(base_range + by * emotion.pitch_range + chance.gauss(0, 8), 0, 99),
+                        "range": _clip(
+                            base_range + by * emotion.pitch_range + chance.gauss(0, 8), 0, 99
+                        ),
                     }
     return utterances
 
@@ -104,11 +135,15 @@ def _espeak() -> tuple[str, str]:
     try:
         import espeakng_loader
     except ImportError as error:
-        raise UserError("the synthetic corpus needs eSpeak NG: pip install espeakng-loader") from error
+        raise UserError(
+            "the synthetic corpus needs eSpeak NG: pip install espeakng-loader"
+        ) from error
     library = Path(espeakng_loader.get_library_path())
     data = library.parent / "espeak-ng-data"
     if not library.is_file() or not data.is_dir():
-        raise UserError(f"eSpeak NG is incomplete ({library}): pip install --force-reinstall espeakng-loader")
+        raise UserError(
+            f"eSpeak NG is incomplete ({library}): pip install --force-reinstall espeakng-loader"
+        )
     return str(library), str(data)
 
 
@@ -125,19 +160,32 @@ def _claim(base: Path) -> None:
             "for trying the tools only. It may be deleted and made again at any time.\n",
             encoding="utf-8",
         )
-        for old in base.glob("Actor_??/03-01-??-??-??-??-??.wav"):  # of an earlier run, maybe with more actors
+        for old in base.glob(
+            "Actor_??/03-01-??-??-??-??-??.wav"
+        ):  # of an earlier run, maybe with more actors
             old.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to {base} ({error.strerror}). Choose another folder.") from error
+        raise UserError(
+            f"cannot write to {base} ({error.strerror}). Choose another folder."
+        ) from error
 
 
 def _speak(job: dict) -> tuple[int, list[bytes]]:
     """Sample rate and 16-bit samples per utterance, from a fresh process (see data/espeak.py for why)."""
     script = Path(__file__).with_name("espeak.py")
-    done = subprocess.run([sys.executable, str(script)], input=json.dumps(job).encode(), capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        input=json.dumps(job).encode(),
+        capture_output=True,
+        check=False,
+    )
     if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise UserError(f"eSpeak NG failed: {last[0]}. Try: pip install --force-reinstall espeakng-loader")
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
+            f"exit status {done.returncode}"
+        ]
+        raise UserError(
+            f"eSpeak NG failed: {last[0]}. Try: pip install --force-reinstall espeakng-loader"
+        )
     out, position = done.stdout, 4
     (rate,) = struct.unpack_from("=i", out)
     recordings = []
@@ -153,5 +201,7 @@ def _to_16k(samples: bytes, rate: int):  # noqa: ANN202 - float32 numpy array [n
     import torch
     import torchaudio
 
-    wave = torch.from_numpy(numpy.frombuffer(samples, dtype=numpy.int16).astype(numpy.float32) / 32768)
+    wave = torch.from_numpy(
+        numpy.frombuffer(samples, dtype=numpy.int16).astype(numpy.float32) / 32768
+    )
     return torchaudio.functional.resample(wave, rate, SAMPLE_RATE).clamp(-1, 1).numpy()

@@ -41,17 +41,29 @@ class FeatureCache:
     pooled: keep means over time only. budget_gb: what all of `root` may take; beyond it clips are computed each time.
     """
 
-    def __init__(self, root: str | Path, upstream: Upstream, *, pooled: bool, normalize: bool = False, budget_gb: float = 20.0):
+    def __init__(
+        self,
+        root: str | Path,
+        upstream: Upstream,
+        *,
+        pooled: bool,
+        normalize: bool = False,
+        budget_gb: float = 20.0,
+    ):
         self.root, self.upstream = Path(root), upstream
         self.pooled, self.normalize, self.budget = pooled, normalize, budget_gb * GB
         self.hits = self.misses = 0
-        self.most_clips: int | None = None  # more different clips than this are a sign of random audio
+        self.most_clips: int | None = (
+            None  # more different clips than this are a sign of random audio
+        )
         about = _about(upstream, pooled, normalize)
         try:
             self.store = SegmentStore(self.root / _store_name(about))
             _write_about(self.store.folder / ABOUT, about)
         except OSError as error:
-            raise UserError(f"--cache {root}: cannot be written ({error.strerror}). Give another folder.") from error
+            raise UserError(
+                f"--cache {root}: cannot be written ({error.strerror}). Give another folder."
+            ) from error
         self.key = ClipKeys()
         self._stored, self._stopped = 0, False
         self._used, self._used_at = 0, -1.0
@@ -74,15 +86,21 @@ class FeatureCache:
                 found[key] = stored or self._compute(key, wav)
         return self._collate([found[key] for key in keys], _as_slice(layers))
 
-    def _collate(self, entries: list[tuple[np.ndarray, int]], layers: slice | list[int]) -> LayerStack:
+    def _collate(
+        self, entries: list[tuple[np.ndarray, int]], layers: slice | list[int]
+    ) -> LayerStack:
         device = next(self.upstream.parameters(), torch.empty(0)).device
         if self.pooled:
             hidden = torch.from_numpy(np.stack([array[layers] for array, _ in entries]))
-            return LayerStack(hidden.to(device), torch.ones(len(entries), dtype=torch.long, device=device))
+            return LayerStack(
+                hidden.to(device), torch.ones(len(entries), dtype=torch.long, device=device)
+            )
         chosen = [array[layers] for array, _ in entries]
         count, _, dim = chosen[0].shape
         frames = max(array.shape[1] for array in chosen)
-        hidden = torch.zeros(count, len(entries), frames, dim)  # laid out [N, B, T, D], as stack_layers does
+        hidden = torch.zeros(
+            count, len(entries), frames, dim
+        )  # laid out [N, B, T, D], as stack_layers does
         target = hidden.numpy()
         for index, array in enumerate(chosen):
             target[:, index, : array.shape[1]] = array
@@ -95,7 +113,9 @@ class FeatureCache:
         device = next(self.upstream.parameters(), wav).device
         with torch.autocast(device.type, enabled=False):
             states = self.upstream([wav.to(device, torch.float32)])
-            stack = stack_layers(states.layers, states.lengths, pool=self.pooled, normalize=self.normalize)
+            stack = stack_layers(
+                states.layers, states.lengths, pool=self.pooled, normalize=self.normalize
+            )
         array = stack.hidden[0].float().cpu().numpy()
         length = int(stack.lengths[0])
         if not self.pooled and np.abs(array).max() < np.finfo(np.float16).max:
@@ -110,7 +130,9 @@ class FeatureCache:
         if self._fill(size) > self.budget:
             return self._stop(f"is full ({self.budget / GB:g} GB, see --cache_gb)")
         if self.most_clips is not None and self._stored >= self.most_clips:
-            return self._stop(f"gets more than the {self.most_clips} clips there are: the audio is cropped or changed at random")
+            return self._stop(
+                f"gets more than the {self.most_clips} clips there are: the audio is cropped or changed at random"
+            )
         try:
             self.store.put(key, array, length)
         except OSError as error:
@@ -119,7 +141,11 @@ class FeatureCache:
 
     def _stop(self, why: str) -> None:
         self._stopped = True
-        logger.warning("cache: %s %s; nothing more is stored, what is missing is computed each time", self.root, why)
+        logger.warning(
+            "cache: %s %s; nothing more is stored, what is missing is computed each time",
+            self.root,
+            why,
+        )
 
     def _fill(self, size: int) -> float:
         """Bytes in the cache with `size` more; other processes' growth is looked up once a second."""
@@ -140,12 +166,18 @@ class FeatureCache:
         others = used_bytes(self.root) - own
         free = shutil.disk_usage(self.root).free
         room = max(0, min(self.budget - others, own + free))  # what this store may grow to
-        head += f"{clips} clips need {readable_bytes(needed)}, there is room for {readable_bytes(room)}"
+        head += (
+            f"{clips} clips need {readable_bytes(needed)}, there is room for {readable_bytes(room)}"
+        )
         if needed <= room:
             return f"{head}."
         disk = own + free < self.budget - others
         wanted = math.ceil((others + needed) * 1.02 / GB * 100) / 100  # two digits
-        remedy = f"The disk has {readable_bytes(free)} left." if disk else f"For all, give --cache_gb {wanted:g}."
+        remedy = (
+            f"The disk has {readable_bytes(free)} left."
+            if disk
+            else f"For all, give --cache_gb {wanted:g}."
+        )
         return f"{head}: about {room / needed:.0%} of them fit, the others are computed at every step. {remedy}"
 
     def entry_bytes(self, num_samples: int) -> int:
@@ -156,16 +188,22 @@ class FeatureCache:
         return HEADER_BYTES + 2 * self.upstream.num_hidden * self.upstream.dim * frames
 
 
-def attach_cache(model: SpeechModel, root: str | Path, datasets: Sequence[Any], *, budget_gb: float = 20.0) -> str:
+def attach_cache(
+    model: SpeechModel, root: str | Path, datasets: Sequence[Any], *, budget_gb: float = 20.0
+) -> str:
     """Let `model` take its frozen upstream's features from a cache in `root`. Returns a line on what will fit.
 
     datasets: those whose clips will be asked for. UserError where caching would be wrong.
     """
     if model.trains_upstream:
-        raise UserError("--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they change every step.")
+        raise UserError(
+            "--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they change every step."
+        )
     if budget_gb <= 0:
         raise UserError(f"--cache_gb: expected a size above 0, found {budget_gb:g}.")
-    cache = FeatureCache(root, model.upstream, pooled=model.pool, normalize=model.normalize, budget_gb=budget_gb)
+    cache = FeatureCache(
+        root, model.upstream, pooled=model.pool, normalize=model.normalize, budget_gb=budget_gb
+    )
     model.cached_encoder = lambda wavs: cache.encode(wavs, model.featurizer.layers)
     samples = [item_samples(dataset) for dataset in datasets]
     if any(items is None for items in samples):
@@ -199,9 +237,15 @@ def _about(upstream: Upstream, pooled: bool, normalize: bool) -> dict:
 
 
 def _store_name(about: dict) -> str:
-    content = {name: value for name, value in about.items() if name not in ("upstream", "checkpoint")}
-    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
-    name = "".join(char if char.isalnum() or char in "-_" else "_" for char in Path(about["upstream"]).name)
+    content = {
+        name: value for name, value in about.items() if name not in ("upstream", "checkpoint")
+    }
+    digest = hashlib.blake2b(
+        json.dumps(content, sort_keys=True).encode(), digest_size=8
+    ).hexdigest()
+    name = "".join(
+        char if char.isalnum() or char in "-_" else "_" for char in Path(about["upstream"]).name
+    )
     return f"{name[:40]}-{about['kept']}-{digest}"
 
 

@@ -30,7 +30,10 @@ class ClipKeys:
     def __call__(self, wav: Tensor) -> bytes:
         if not self._active or wav.device.type != "cpu" or not wav.numel():
             return clip_key(wav)
-        place, probes = (wav.data_ptr(), wav.numel()), wav[:: max(1, wav.numel() // PROBES)].numpy().tobytes()
+        place, probes = (
+            (wav.data_ptr(), wav.numel()),
+            wav[:: max(1, wav.numel() // PROBES)].numpy().tobytes(),
+        )
         known = self._known.get(place)
         if known is not None and known[1] == probes:
             self._repeats += 1

@@ -28,7 +28,9 @@ def _weighted_frames(hidden: Tensor, weights: Tensor) -> Tensor:
     batch, layers = hidden.shape[:2]
     with torch.autocast(hidden.device.type, enabled=False):
         if layers > 1 and hidden.transpose(0, 1).is_contiguous():
-            summed = torch.bmm(weights.repeat(layers, 1)[:, None], hidden.transpose(0, 1).flatten(0, 1))
+            summed = torch.bmm(
+                weights.repeat(layers, 1)[:, None], hidden.transpose(0, 1).flatten(0, 1)
+            )
             return summed.view(layers, batch, -1).transpose(0, 1)
         summed = torch.bmm(weights.repeat_interleave(layers, dim=0)[:, None], hidden.flatten(0, 1))
     return summed.view(batch, layers, -1)

@@ -43,7 +43,9 @@ class SpecAugOptions:
             if getattr(self, key) < (1 if key == "time_warp_window" else 0):
                 problems.append(f"{key}: too small, found {getattr(self, key)}")
         if not (self.apply_time_warp or self.apply_freq_mask or self.apply_time_mask):
-            problems.append("none of apply_time_warp, apply_freq_mask, apply_time_mask is on: leave the section out instead")
+            problems.append(
+                "none of apply_time_warp, apply_freq_mask, apply_time_mask is on: leave the section out instead"
+            )
         if problems:
             raise problems_error("SpecAugment cannot work like this:", problems)
 
@@ -97,7 +99,9 @@ def draw_time_masks(lengths: Tensor, frames: int, options: SpecAugOptions) -> Te
     low, high = options.time_mask_width_range
     counts, widest = torch.full_like(lengths, options.num_time_mask), torch.full_like(lengths, high)
     if options.adaptive and options.adaptive_number_ratio > 0:
-        counts = (options.adaptive_number_ratio * lengths).long().clamp_max(options.max_n_time_masks)
+        counts = (
+            (options.adaptive_number_ratio * lengths).long().clamp_max(options.max_n_time_masks)
+        )
     if options.adaptive and options.adaptive_size_ratio > 0:
         widest = torch.minimum(widest, (options.adaptive_size_ratio * lengths).long())
     return draw_masks(lengths, frames, counts, low, widest)
@@ -121,7 +125,9 @@ def warp_time(hidden: Tensor, lengths: Tensor, centers: Tensor, targets: Tensor)
     at = torch.arange(frames)
     lengths, centers, targets = lengths[:, None], centers[:, None], targets[:, None]
     left = at < targets
-    first = torch.where(left, 0, centers)  # source segment [first, last], output segment starting at `start`
+    first = torch.where(
+        left, 0, centers
+    )  # source segment [first, last], output segment starting at `start`
     last = torch.where(left, centers, lengths) - 1
     start = torch.where(left, 0, targets)
     size = torch.where(left, targets, lengths - targets).clamp_min(1)
@@ -142,7 +148,9 @@ def _cubic(distance: Tensor) -> Tensor:
     """Keys' cubic convolution kernel at distances >= 0."""
     near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
     far = ((CUBIC * distance - 5 * CUBIC) * distance + 8 * CUBIC) * distance - 4 * CUBIC
-    return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+    return torch.where(
+        distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance))
+    )
 
 
 def build_specaug(section: dict[str, Any] | None) -> SpecAugment | None:

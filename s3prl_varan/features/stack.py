@@ -32,7 +32,9 @@ class LayerFeatures:
     layer_weights: Tensor  # [B, N] share of each hidden state read, for people to look at; detached
 
 
-def stack_layers(layers: Sequence[Tensor], lengths: Tensor, *, pool: bool = False, normalize: bool = False) -> LayerStack:
+def stack_layers(
+    layers: Sequence[Tensor], lengths: Tensor, *, pool: bool = False, normalize: bool = False
+) -> LayerStack:
     """Stack hidden states, N x [B, T, D] with lengths [B], into one LayerStack (the only copy that is made).
 
     `normalize` layer-normalises every frame (no affine part), as s3prl's --upstream_feature_normalize does; `pool`

@@ -20,7 +20,9 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 MAGIC = b"S3VFEAT1"
-HEADER = struct.Struct("<8s16s5IQ8s")  # magic, key, dtype, N, T, D, length, payload bytes, payload checksum
+HEADER = struct.Struct(
+    "<8s16s5IQ8s"
+)  # magic, key, dtype, N, T, D, length, payload bytes, payload checksum
 HEADER_BYTES, ALIGN = 128, 64
 DTYPES = (np.dtype("<f4"), np.dtype("<f2"))
 SUFFIX = ".seg"
@@ -51,7 +53,9 @@ class SegmentStore:
         self._maps: dict[Path, mmap.mmap] = {}
         self._verified: set[Record] = set()
         self._own: int | None = None  # file descriptor of this process's segment
-        self._own_path = folder / f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        self._own_path = (
+            folder / f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+        )
         self.refresh()
 
     def __len__(self) -> int:
@@ -64,7 +68,9 @@ class SegmentStore:
             return None
         data = self._payload(record)
         if data is None or (record not in self._verified and _checksum(data) != record.checksum):
-            logger.warning("cache: an entry in %s is damaged, it will be computed again", record.path)
+            logger.warning(
+                "cache: an entry in %s is damaged, it will be computed again", record.path
+            )
             del self.records[key]
             return None
         self._verified.add(record)
@@ -79,7 +85,9 @@ class SegmentStore:
         head = (head + _checksum(head)).ljust(HEADER_BYTES, b"\0")
         block = b"".join((head, payload, b"\0" * (-len(payload) % ALIGN)))
         if self._own is None:
-            self._own = os.open(self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            self._own = os.open(
+                self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
+            )
         start = os.fstat(self._own).st_size
         try:
             written = 0
@@ -90,12 +98,20 @@ class SegmentStore:
             raise
         self._scanned[self._own_path] = start + len(block)
         self.records[key] = Record(
-            self._own_path, start + HEADER_BYTES, array.shape, array.dtype, length, len(payload), fields[-1]
+            self._own_path,
+            start + HEADER_BYTES,
+            array.shape,
+            array.dtype,
+            length,
+            len(payload),
+            fields[-1],
         )
 
     def refresh(self) -> None:
         """Take up what other processes have stored since."""
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):  # in the order they were begun: the later record of a key stands
+        for path in sorted(
+            self.folder.glob(f"*{SUFFIX}")
+        ):  # in the order they were begun: the later record of a key stands
             try:
                 if path.stat().st_size > self._scanned.get(path, 0):
                     self._scan(path)
@@ -124,7 +140,11 @@ class SegmentStore:
                     offset_of_next = _next_header(file, offset + ALIGN, size)
                     if offset_of_next is None:
                         break  # maybe still being written: look again next time
-                    logger.warning("cache: %s is damaged at byte %d, what was there will be computed again", path, offset)
+                    logger.warning(
+                        "cache: %s is damaged at byte %d, what was there will be computed again",
+                        path,
+                        offset,
+                    )
                     offset = offset_of_next
                     continue
                 end = record.offset + record.size + -record.size % ALIGN
@@ -157,7 +177,15 @@ def _parse(path: Path, offset: int, header: bytes) -> tuple[Record | None, bytes
     if packed[: len(MAGIC)] != MAGIC or _checksum(packed) != checksum:
         return None, b""
     _, key, dtype, layers, frames, dim, length, size, payload_checksum = HEADER.unpack(packed)
-    return Record(path, offset + HEADER_BYTES, (layers, frames, dim), DTYPES[dtype], length, size, payload_checksum), key
+    return Record(
+        path,
+        offset + HEADER_BYTES,
+        (layers, frames, dim),
+        DTYPES[dtype],
+        length,
+        size,
+        payload_checksum,
+    ), key
 
 
 def _next_header(file, start: int, size: int) -> int | None:

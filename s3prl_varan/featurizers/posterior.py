@@ -25,7 +25,12 @@ class LayerPosterior(nn.Module):
         super().__init__()
         heads = num_attention_heads(dim, num_heads)
         if heads != num_heads:
-            logger.warning("posterior: %d attention heads do not divide %d dimensions, using %d", num_heads, dim, heads)
+            logger.warning(
+                "posterior: %d attention heads do not divide %d dimensions, using %d",
+                num_heads,
+                dim,
+                heads,
+            )
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.logit = nn.Linear(dim, 1)
@@ -34,14 +39,25 @@ class LayerPosterior(nn.Module):
         """pooled [B, L, D] -> logits [B, L]; q(l | x) is their softmax over L."""
         batch, layers, dim = pooled.shape
         heads = self.attention.num_heads
-        first, second = self.qkv.weight.view(3, dim, dim), self.attention.in_proj_weight.view(3, dim, dim)
+        first, second = (
+            self.qkv.weight.view(3, dim, dim),
+            self.attention.in_proj_weight.view(3, dim, dim),
+        )
         biases = self.attention.in_proj_bias.view(3, dim)
-        (q1, k1, v1), (q2, k2, v2), (q_bias, k_bias, v_bias) = first.unbind(), second.unbind(), biases.unbind()
+        (q1, k1, v1), (q2, k2, v2), (q_bias, k_bias, v_bias) = (
+            first.unbind(),
+            second.unbind(),
+            biases.unbind(),
+        )
         split = lambda states: states.view(batch, layers, heads, -1).transpose(1, 2)  # noqa: E731
         query = split(F.linear(F.linear(pooled, q1), q2, q_bias))  # [B, heads, L, D / heads]
         key = split(F.linear(F.linear(pooled, k1), k2, k_bias))
-        values = F.pad(self._values(pooled, v1, v2, v_bias), (0, dim // heads - 1))  # torch's fused kernel wants equal sizes
-        gathered = F.scaled_dot_product_attention(query, key, values.to(query))[..., 0]  # [B, heads, L]
+        values = F.pad(
+            self._values(pooled, v1, v2, v_bias), (0, dim // heads - 1)
+        )  # torch's fused kernel wants equal sizes
+        gathered = F.scaled_dot_product_attention(query, key, values.to(query))[
+            ..., 0
+        ]  # [B, heads, L]
         constant = (self.logit.weight[0] * self.attention.out_proj.bias).sum() + self.logit.bias
         return gathered.to(constant).sum(dim=1) + constant
 
@@ -55,4 +71,6 @@ class LayerPosterior(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             out = (self.logit.weight @ self.attention.out_proj.weight).view(heads, 1, dim // heads)
             rows = torch.bmm(out, second.view(heads, dim // heads, dim))[:, 0] @ first  # [heads, D]
-            return F.linear(pooled.to(rows), rows, (out[:, 0] * bias.view(heads, -1)).sum(dim=-1)).transpose(1, 2)[..., None]
+            return F.linear(
+                pooled.to(rows), rows, (out[:, 0] * bias.view(heads, -1)).sum(dim=-1)
+            ).transpose(1, 2)[..., None]

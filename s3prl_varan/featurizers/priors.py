@@ -44,14 +44,27 @@ def _chi2_density(points: np.ndarray, df: float, nc: float) -> np.ndarray:
     i = np.arange(int(mean + 12 * mean**0.5 + 40))
     log_poisson = xlogy(i, mean) - mean - gammaln(i + 1)
     half = df / 2 + i
-    log_central = (half - 1) * np.log(points[:, None] / 2) - points[:, None] / 2 - gammaln(half) - np.log(2)
+    log_central = (
+        (half - 1) * np.log(points[:, None] / 2) - points[:, None] / 2 - gammaln(half) - np.log(2)
+    )
     return np.exp(log_poisson + log_central).sum(axis=1)
 
 
-_FAMILIES: dict[str, Callable[..., np.ndarray]] = {"uniform": _uniform, "geometric": _geometric, "chi2": _chi2}
+_FAMILIES: dict[str, Callable[..., np.ndarray]] = {
+    "uniform": _uniform,
+    "geometric": _geometric,
+    "chi2": _chi2,
+}
 
 
-def layer_prior(name: str, num_layers: int, *, chi2_df: float = 6, chi2_nc: float = 10, geometric_p: float = 0.45) -> Tensor:
+def layer_prior(
+    name: str,
+    num_layers: int,
+    *,
+    chi2_df: float = 6,
+    chi2_nc: float = 10,
+    geometric_p: float = 0.45,
+) -> Tensor:
     """Prior over `num_layers` layers as probabilities, float32 [L], summing to 1.
 
     `name` is one of PRIORS. `chi2` puts its mass on lower and middle layers, `chi2_reversed` on upper ones;
@@ -60,7 +73,9 @@ def layer_prior(name: str, num_layers: int, *, chi2_df: float = 6, chi2_nc: floa
     Raises UserError for an unknown name or a parameter out of range.
     """
     if name not in PRIORS:
-        raise UserError(f"Unknown prior '{name}': expected one of {', '.join(PRIORS)}.{did_you_mean(name, PRIORS)}")
+        raise UserError(
+            f"Unknown prior '{name}': expected one of {', '.join(PRIORS)}.{did_you_mean(name, PRIORS)}"
+        )
     if num_layers < 1:
         raise UserError(f"A prior needs at least one layer, not {num_layers}.")
     if not chi2_df > 0 or not chi2_nc >= 0:

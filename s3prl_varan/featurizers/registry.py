@@ -24,7 +24,9 @@ from s3prl_varan.featurizers.priors import layer_prior
 FEATURIZERS: dict[str, type["Featurizer"]] = {}
 
 
-def register_featurizer(name: str, options: type[HeadOptions] = HeadOptions) -> Callable[[type], type]:
+def register_featurizer(
+    name: str, options: type[HeadOptions] = HeadOptions
+) -> Callable[[type], type]:
     """Class decorator: make a Featurizer known as `-f name`, its config section `name:` read into `options`."""
 
     def register(cls: type["Featurizer"]) -> type["Featurizer"]:
@@ -49,13 +51,19 @@ class Featurizer(nn.Module):
         self.register_buffer("prior", torch.ones(1) if prior is None else prior, persistent=False)
 
     @classmethod
-    def build(cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None) -> "Featurizer":
+    def build(
+        cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None
+    ) -> "Featurizer":
         """From an upstream with `num_hidden` hidden states of `dim`, a config section and the -l flag."""
-        raise TypeError(f"{cls.__name__} does not say how it is built: give it a `build` classmethod")
+        raise TypeError(
+            f"{cls.__name__} does not say how it is built: give it a `build` classmethod"
+        )
 
     def forward(self, stack: LayerStack) -> LayerFeatures:
         """stack.hidden [B, N, T, D], N = len(self.layers)."""
-        raise TypeError(f"{type(self).__name__} does not say what it computes: give it a `forward` method")
+        raise TypeError(
+            f"{type(self).__name__} does not say what it computes: give it a `forward` method"
+        )
 
 
 @register_featurizer("layer")
@@ -66,9 +74,13 @@ class SingleLayer(Featurizer):
         super().__init__([layer])
 
     @classmethod
-    def build(cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None) -> "Featurizer":
+    def build(
+        cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None
+    ) -> "Featurizer":
         if layer is None:
-            raise UserError(f"-f layer needs -l, the hidden state to read: 0 (encoder input) to {num_hidden - 1}.")
+            raise UserError(
+                f"-f layer needs -l, the hidden state to read: 0 (encoder input) to {num_hidden - 1}."
+            )
         return cls(checked_layers([layer], num_hidden, "-l")[0])
 
     def forward(self, stack: LayerStack) -> LayerFeatures:
@@ -81,9 +93,13 @@ class LastLayer(SingleLayer):
     """The last hidden state."""
 
     @classmethod
-    def build(cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None) -> "Featurizer":
+    def build(
+        cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None
+    ) -> "Featurizer":
         if layer is not None:
-            raise UserError("-l names a hidden state, -f last_layer reads the last one: use `-f layer -l N`, or drop -l.")
+            raise UserError(
+                "-l names a hidden state, -f last_layer reads the last one: use `-f layer -l N`, or drop -l."
+            )
         return cls(num_hidden - 1)
 
 
@@ -99,18 +115,26 @@ class WeightedSum(Featurizer):
         self.weights = nn.Parameter(torch.zeros(num_hidden))
 
     @classmethod
-    def build(cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None) -> "Featurizer":
+    def build(
+        cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None
+    ) -> "Featurizer":
         if layer is not None:
-            raise UserError("-l names one hidden state, -f weighted_sum reads all: use `-f layer -l N`, or drop -l.")
+            raise UserError(
+                "-l names one hidden state, -f weighted_sum reads all: use `-f layer -l N`, or drop -l."
+            )
         if num_hidden == 1:
-            raise UserError("This upstream has one hidden state, a weighted sum has nothing to weigh: use `-f last_layer`.")
+            raise UserError(
+                "This upstream has one hidden state, a weighted sum has nothing to weigh: use `-f last_layer`."
+            )
         return cls(num_hidden)
 
     def forward(self, stack: LayerStack) -> LayerFeatures:
         weights = torch.softmax(self.weights, dim=-1)
         summed = torch.einsum("n,bntd->btd", weights.to(stack.hidden.dtype), stack.hidden)
         shown = weights.detach().expand(stack.hidden.size(0), -1)
-        return LayerFeatures(summed[:, None], stack.lengths, shown.new_zeros(len(shown), 1), self.prior, shown)
+        return LayerFeatures(
+            summed[:, None], stack.lengths, shown.new_zeros(len(shown), 1), self.prior, shown
+        )
 
 
 @register_featurizer("varan", options=VaranOptions)
@@ -122,12 +146,18 @@ class Varan(Featurizer):
         self.posterior = LayerPosterior(dim, posterior_heads)
 
     @classmethod
-    def build(cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None) -> "Featurizer":
+    def build(
+        cls, num_hidden: int, dim: int, options: HeadOptions, layer: int | None
+    ) -> "Featurizer":
         assert isinstance(options, VaranOptions)
         if layer is not None:
-            raise UserError("-l names one hidden state, -f varan weighs several: set `varan.layers`, or use `-f layer -l N`.")
+            raise UserError(
+                "-l names one hidden state, -f varan weighs several: set `varan.layers`, or use `-f layer -l N`."
+            )
         if num_hidden == 1:
-            raise UserError("This upstream has one hidden state, VARAN has nothing to choose from: use `-f last_layer`.")
+            raise UserError(
+                "This upstream has one hidden state, VARAN has nothing to choose from: use `-f last_layer`."
+            )
         layers = options.layers
         if isinstance(layers, str):
             layers = list(range(1 if layers == "transformer" else 0, num_hidden))
@@ -144,7 +174,9 @@ class Varan(Featurizer):
     def forward(self, stack: LayerStack) -> LayerFeatures:
         pooled = masked_mean(stack.hidden, stack.lengths)  # [B, L, D]
         logits = self.posterior(pooled).float()
-        return LayerFeatures(stack.hidden, stack.lengths, logits, self.prior, logits.detach().softmax(dim=-1))
+        return LayerFeatures(
+            stack.hidden, stack.lengths, logits, self.prior, logits.detach().softmax(dim=-1)
+        )
 
 
 def checked_layers(layers: Sequence[int], num_hidden: int, key: str) -> list[int]:
@@ -152,7 +184,9 @@ def checked_layers(layers: Sequence[int], num_hidden: int, key: str) -> list[int
     wrong = [layer for layer in layers if not -num_hidden <= layer < num_hidden]
     if wrong or not layers:
         found = f"{wrong} out of range" if wrong else "none"
-        raise UserError(f"{key}: expected hidden states in 0..{num_hidden - 1} (0 = encoder input), found {found}.")
+        raise UserError(
+            f"{key}: expected hidden states in 0..{num_hidden - 1} (0 = encoder input), found {found}."
+        )
     resolved = [layer % num_hidden for layer in layers]
     if len(set(resolved)) < len(resolved):
         raise UserError(f"{key}: a hidden state is named twice in {list(layers)}.")
@@ -163,10 +197,14 @@ def featurizer_class(name: str) -> type[Featurizer]:
     """The registered class, or a UserError that lists the known names."""
     if name not in FEATURIZERS:
         known = ", ".join(FEATURIZERS)
-        raise UserError(f"Unknown featurizer '{name}': expected one of {known}.{did_you_mean(name, FEATURIZERS)}")
+        raise UserError(
+            f"Unknown featurizer '{name}': expected one of {known}.{did_you_mean(name, FEATURIZERS)}"
+        )
     return FEATURIZERS[name]
 
 
-def build_featurizer(name: str, num_hidden: int, dim: int, options: HeadOptions, layer: int | None = None) -> Featurizer:
+def build_featurizer(
+    name: str, num_hidden: int, dim: int, options: HeadOptions, layer: int | None = None
+) -> Featurizer:
     """The featurizer `-f name` for an upstream with `num_hidden` hidden states of size `dim`."""
     return featurizer_class(name).build(num_hidden, dim, options, layer)

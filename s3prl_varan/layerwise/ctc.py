@@ -14,7 +14,13 @@ def ctc_frames_needed(labels: Tensor, target_lengths: Tensor) -> Tensor:
 
 
 def layerwise_ctc(
-    log_probs: Tensor, labels: Tensor, input_lengths: Tensor, target_lengths: Tensor, *, blank: int, zero_infinity: bool
+    log_probs: Tensor,
+    labels: Tensor,
+    input_lengths: Tensor,
+    target_lengths: Tensor,
+    *,
+    blank: int,
+    zero_infinity: bool,
 ) -> Tensor:
     """CTC loss of every layer: log_probs [B, L, T, V], labels [B, S] padded, lengths [B] each -> [B, L] in nats."""
     batch, layers, frames, symbols = log_probs.shape
@@ -32,7 +38,9 @@ def layerwise_ctc(
     return nll.view(batch, layers)
 
 
-def select_sequence(layer_log_probs: Tensor, posterior_logits: Tensor, lengths: Tensor, blank: int) -> Tensor:
+def select_sequence(
+    layer_log_probs: Tensor, posterior_logits: Tensor, lengths: Tensor, blank: int
+) -> Tensor:
     """`prediction: sequence`: [B, L, T, V], logits [B, L], frames [B] -> the log-probabilities of the winner [B, T, V], float32.
 
     The objective weighs the likelihoods of sequences, log p(y | x, l), but "geometric" and "mixture" average the layers frame by
@@ -41,14 +49,19 @@ def select_sequence(layer_log_probs: Tensor, posterior_logits: Tensor, lengths: 
     sum_l q(l | x) log p(y | x, l) wins.
     """
     layers = layer_log_probs.float()
-    averages = [aggregate_log_probs(layers, posterior_logits, how).log_softmax(dim=-1) for how in ("geometric", "mixture")]
+    averages = [
+        aggregate_log_probs(layers, posterior_logits, how).log_softmax(dim=-1)
+        for how in ("geometric", "mixture")
+    ]
     sources = torch.stack([*layers.unbind(1), *averages], dim=1)  # [B, S, T, V]
     posterior = layer_log_posterior(posterior_logits).exp()
     lengths = lengths.to(layers.device)
     scores = []
     for source in sources.unbind(1):
         labels, sizes = greedy_labels(source, lengths, blank)
-        nll = layerwise_ctc(layers, labels, lengths, sizes, blank=blank, zero_infinity=False)  # [B, L]
+        nll = layerwise_ctc(
+            layers, labels, lengths, sizes, blank=blank, zero_infinity=False
+        )  # [B, L]
         scores.append(-(posterior * nll).sum(dim=1))
     best = torch.stack(scores, dim=1).argmax(dim=1)
     return sources[torch.arange(len(best), device=best.device), best]

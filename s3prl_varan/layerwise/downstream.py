@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_varan.config.options import HeadOptions, ObjectiveSettings, VaranOptions, objective_settings
+from s3prl_varan.config.options import (
+    HeadOptions,
+    ObjectiveSettings,
+    VaranOptions,
+    objective_settings,
+)
 from s3prl_varan.errors import UserError
 from s3prl_varan.features.stack import LayerFeatures
 from s3prl_varan.layerwise.ctc import ctc_frames_needed, layerwise_ctc, select_sequence
@@ -33,10 +38,14 @@ class BatchState:
     features: LayerFeatures = field(init=False)
     layer_logits: Tensor = field(init=False)  # [B, L, C] or [B, L, T, V]
     layer_log_probs: Tensor = field(init=False)  # their log_softmax over the last axis
-    prediction: Tensor = field(init=False)  # aggregated [B, C] or [B, T, V], as handed to the expert
+    prediction: Tensor = field(
+        init=False
+    )  # aggregated [B, C] or [B, T, V], as handed to the expert
     lengths: Tensor = field(init=False)  # [B] of the prediction's T
     terms: list[Elbo] = field(default_factory=list)  # one for each call of the objective
-    unaligned: Tensor | None = None  # [B] bool, CTC only: targets that need more frames than there are
+    unaligned: Tensor | None = (
+        None  # [B] bool, CTC only: targets that need more frames than there are
+    )
 
     def clear(self) -> None:
         """Let the graph go."""
@@ -62,7 +71,9 @@ class _Projector(nn.Module):
 class _Model(nn.Module):
     """Takes the model's place: runs the heads on every layer and returns the aggregated prediction."""
 
-    def __init__(self, heads: nn.Module, settings: ObjectiveSettings, state: BatchState, blank: int):
+    def __init__(
+        self, heads: nn.Module, settings: ObjectiveSettings, state: BatchState, blank: int
+    ):
         super().__init__()
         self.heads, self.settings, self.state, self.blank = heads, settings, state, blank
 
@@ -72,7 +83,9 @@ class _Model(nn.Module):
         state.layer_logits = logits.float()
         state.layer_log_probs = state.layer_logits.log_softmax(dim=-1)
         with torch.no_grad():  # no loss is taken of the prediction
-            state.prediction = self._predict(state.layer_log_probs, state.features.posterior_logits, state.lengths)
+            state.prediction = self._predict(
+                state.layer_log_probs, state.features.posterior_logits, state.lengths
+            )
         return state.prediction, state.lengths
 
     def _predict(self, log_probs: Tensor, posterior_logits: Tensor, lengths: Tensor) -> Tensor:
@@ -97,7 +110,14 @@ class _Objective(nn.Module):
         features = self.state.features
         beta = 0.0 if self.state.terms else self.settings.beta
         settings = self.settings
-        term = elbo(layer_nll, features.posterior_logits, features.prior, beta, nll=settings.nll, kl=settings.kl)
+        term = elbo(
+            layer_nll,
+            features.posterior_logits,
+            features.prior,
+            beta,
+            nll=settings.nll,
+            kl=settings.kl,
+        )
         self.state.terms.append(term)
         return term.loss
 
@@ -119,11 +139,15 @@ class LayerwiseCrossEntropy(_Objective):
 class LayerwiseCTC(_Objective):
     """CTC of every layer's head in one call over B x L sequences, for `objective(log_probs [T, B, V], ...)`."""
 
-    def __init__(self, settings: ObjectiveSettings, state: BatchState, blank: int, zero_infinity: bool):
+    def __init__(
+        self, settings: ObjectiveSettings, state: BatchState, blank: int, zero_infinity: bool
+    ):
         super().__init__(settings, state)
         self.blank, self.zero_infinity = blank, zero_infinity
 
-    def forward(self, _predicted: Tensor, labels: Tensor, input_lengths: Tensor, target_lengths: Tensor) -> Tensor:
+    def forward(
+        self, _predicted: Tensor, labels: Tensor, input_lengths: Tensor, target_lengths: Tensor
+    ) -> Tensor:
         input_lengths = input_lengths.to(labels.device)
         self.state.unaligned = ctc_frames_needed(labels, target_lengths) > input_lengths
         if not self.zero_infinity and bool(self.state.unaligned.any()):
@@ -146,7 +170,9 @@ class LayerwiseCTC(_Objective):
 class LayerwiseDownstream(nn.Module):
     """An s3prl expert made layer-wise. `pooled`: its heads need only each layer's mean over time."""
 
-    expert: Any  # an s3prl expert: an nn.Module with get_dataloader, log_records and its own forward
+    expert: (
+        Any  # an s3prl expert: an nn.Module with get_dataloader, log_records and its own forward
+    )
 
     def __init__(self, expert: Any, heads: nn.Module, settings: ObjectiveSettings):
         super().__init__()
@@ -156,7 +182,9 @@ class LayerwiseDownstream(nn.Module):
         expert.projector = _Projector()
         expert.model = _Model(heads, settings, self.state, getattr(objective, "blank", 0))
         if isinstance(objective, nn.CTCLoss):
-            expert.objective = LayerwiseCTC(settings, self.state, objective.blank, objective.zero_infinity)
+            expert.objective = LayerwiseCTC(
+                settings, self.state, objective.blank, objective.zero_infinity
+            )
         else:
             expert.objective = LayerwiseCrossEntropy(settings, self.state)
         self.expert = expert
@@ -164,7 +192,9 @@ class LayerwiseDownstream(nn.Module):
     def forward(self, split: str, features: LayerFeatures, others: tuple, records: dict) -> Elbo:
         """Run the expert's own forward on a batch; it appends to `records`. Returns loss, nll and kl (scalars)."""
         self.state.features, self.state.terms = features, []
-        placeholders = [features.lengths.new_zeros(length, 1) for length in features.lengths.tolist()]
+        placeholders = [
+            features.lengths.new_zeros(length, 1) for length in features.lengths.tolist()
+        ]
         loss = self.expert(split, placeholders, *others, records=records)
         terms = self.state.terms
         if self.state.unaligned is not None:
@@ -180,10 +210,14 @@ class LayerwiseDownstream(nn.Module):
         return Prediction(log_probs, lengths)
 
 
-def adapt_expert(name: str, expert: Any, dim: int, num_layers: int, options: HeadOptions) -> LayerwiseDownstream:
+def adapt_expert(
+    name: str, expert: Any, dim: int, num_layers: int, options: HeadOptions
+) -> LayerwiseDownstream:
     """Make `expert` layer-wise over `num_layers` feature streams of size `dim`. UserError where its shape does not fit."""
     objective = getattr(expert, "objective", None)
-    fits = isinstance(getattr(expert, "projector", None), nn.Linear) and isinstance(getattr(expert, "model", None), nn.Module)
+    fits = isinstance(getattr(expert, "projector", None), nn.Linear) and isinstance(
+        getattr(expert, "model", None), nn.Module
+    )
     if not fits or not isinstance(objective, (nn.CTCLoss, nn.CrossEntropyLoss)):
         raise UserError(
             f"Downstream '{name}' cannot be adapted: its expert has no projector -> model -> objective chain ending in "
@@ -191,7 +225,9 @@ def adapt_expert(name: str, expert: Any, dim: int, num_layers: int, options: Hea
         )
     ctc = isinstance(objective, nn.CTCLoss)
     if isinstance(options, VaranOptions) and options.prediction == "sequence" and not ctc:
-        raise UserError("varan.prediction: sequence is for CTC (-d asr); here choose geometric or mixture.")
+        raise UserError(
+            "varan.prediction: sequence is for CTC (-d asr); here choose geometric or mixture."
+        )
     shared = isinstance(options, VaranOptions) and options.share_heads
     plain = _is_linear_on_mean(expert.model)
     if options.head == "linear" or plain:
@@ -239,7 +275,11 @@ class HeadsOnly(nn.Module):
 
     def __init__(self, class_names: list[str] | None):
         super().__init__()
-        self.projector, self.model, self.objective = nn.Identity(), nn.Identity(), nn.CrossEntropyLoss()
+        self.projector, self.model, self.objective = (
+            nn.Identity(),
+            nn.Identity(),
+            nn.CrossEntropyLoss(),
+        )
         self.class_names = class_names
 
 
@@ -247,13 +287,18 @@ def heads_spec(downstream: LayerwiseDownstream) -> dict | None:
     """What a checkpoint needs to know to build utterance heads without their expert; None where it takes the expert."""
     if not downstream.pooled:
         return None
-    return {"linear": downstream.expert.model.heads.spec, "class_names": class_names(downstream.expert)}
+    return {
+        "linear": downstream.expert.model.heads.spec,
+        "class_names": class_names(downstream.expert),
+    }
 
 
 def heads_only(spec: dict, options: HeadOptions) -> LayerwiseDownstream:
     """The heads of `heads_spec` around a HeadsOnly expert, for prediction."""
     heads = LinearHeads(**spec["linear"])
-    return LayerwiseDownstream(HeadsOnly(spec["class_names"]), heads, objective_settings(options, ctc=False))
+    return LayerwiseDownstream(
+        HeadsOnly(spec["class_names"]), heads, objective_settings(options, ctc=False)
+    )
 
 
 def class_names(expert: nn.Module) -> list[str] | None:

@@ -79,7 +79,9 @@ class LinearHeads(nn.Module):
         if not self.per_frame and hidden.size(2) > 1:
             hidden = masked_mean(hidden, lengths)[:, :, None]
         batch, layers, frames, dim = hidden.shape
-        rows = hidden.transpose(0, 1).reshape(layers, batch * frames, dim)  # a view where the stack is laid out [L, B, T, D]
+        rows = hidden.transpose(0, 1).reshape(
+            layers, batch * frames, dim
+        )  # a view where the stack is laid out [L, B, T, D]
         if self._folds(batch * frames):
             logits = self.classifier.after(self.projector, rows)
         else:
@@ -96,10 +98,14 @@ class LinearHeads(nn.Module):
 
 def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
     """hidden [B, L, T, D] with zeros past each length, which is what s3prl's experts pad with; convolutions look there."""
-    padding = torch.arange(hidden.size(2), device=hidden.device) >= lengths.to(hidden.device)[:, None]
+    padding = (
+        torch.arange(hidden.size(2), device=hidden.device) >= lengths.to(hidden.device)[:, None]
+    )
     if not padding.any():
         return hidden
-    fill = hidden.masked_fill if hidden.requires_grad else hidden.masked_fill_  # in place where no graph needs the old values
+    fill = (
+        hidden.masked_fill if hidden.requires_grad else hidden.masked_fill_
+    )  # in place where no graph needs the old values
     return fill(padding[:, None, :, None], 0.0)
 
 
@@ -109,7 +115,9 @@ class ExpertHeads(nn.Module):
     With one layer this is the expert's own head, unchanged; `shared` folds the layers into the batch instead of looping.
     """
 
-    def __init__(self, projector: nn.Module, model: nn.Module, num_layers: int, shared: bool = False):
+    def __init__(
+        self, projector: nn.Module, model: nn.Module, num_layers: int, shared: bool = False
+    ):
         super().__init__()
         copies = 1 if shared else num_layers
         self.projectors = nn.ModuleList(copy.deepcopy(projector) for _ in range(copies))
@@ -130,9 +138,15 @@ class ExpertHeads(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         batch, layers = hidden.shape[:2]
         hidden = zero_padding(hidden, lengths)
-        lengths = lengths.cpu()  # s3prl's recurrent heads pack padded sequences, which wants them there
+        lengths = (
+            lengths.cpu()
+        )  # s3prl's recurrent heads pack padded sequences, which wants them there
         if len(self.models) == 1:
-            logits, out = self._one(0, hidden.reshape(batch * layers, *hidden.shape[2:]), lengths.repeat_interleave(layers))
+            logits, out = self._one(
+                0,
+                hidden.reshape(batch * layers, *hidden.shape[2:]),
+                lengths.repeat_interleave(layers),
+            )
             return logits.unflatten(0, (batch, layers)), out.view(batch, layers)[:, 0]
         results = [self._one(index, hidden[:, index], lengths) for index in range(layers)]
         return torch.stack([logits for logits, _ in results], dim=1), results[0][1]

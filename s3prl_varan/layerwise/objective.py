@@ -52,7 +52,9 @@ def elbo(
     return Elbo(expected_nll + beta * divergence, expected_nll, divergence)
 
 
-def aggregate_log_probs(layer_log_probs: Tensor, posterior_logits: Tensor, how: Aggregation = "geometric") -> Tensor:
+def aggregate_log_probs(
+    layer_log_probs: Tensor, posterior_logits: Tensor, how: Aggregation = "geometric"
+) -> Tensor:
     """One prediction out of L: layer_log_probs [B, L, ..., C], posterior_logits [B, L] -> [B, ..., C], float32.
 
     "geometric": sum_l q_l log p_l, the released code's rule: log p(y | x) up to a constant over C, so a log_softmax

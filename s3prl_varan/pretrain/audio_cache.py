@@ -49,7 +49,9 @@ def find_audio(roots: list[str]) -> list[tuple[int, Path]]:
     found: list[tuple[int, Path]] = []
     for number, root in enumerate(roots):
         if not Path(root).is_dir():
-            raise UserError(f"--data {root}: no such folder; give folders that hold {SUFFIXES} files")
+            raise UserError(
+                f"--data {root}: no such folder; give folders that hold {SUFFIXES} files"
+            )
         files = sorted(p for p in Path(root).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
         if not files:
             raise UserError(f"--data {root}: no audio files below it (looked for {SUFFIXES})")
@@ -98,7 +100,9 @@ def build_cache(roots: list[str], out: Path, max_piece: float) -> AudioCache:
 def _open(meta_path: Path, audio_path: Path) -> AudioCache:
     meta = json.loads(meta_path.read_text())
     samples = np.memmap(audio_path, dtype=np.int16, mode="r")
-    return AudioCache(samples, np.array(meta["offsets"]), np.array(meta["folders"]), meta["key"]["roots"])
+    return AudioCache(
+        samples, np.array(meta["offsets"]), np.array(meta["folders"]), meta["key"]["roots"]
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

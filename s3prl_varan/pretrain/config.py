@@ -24,8 +24,12 @@ class StageConfig:
     units: int = 100  # clusters of k-means
     steps: int = 1000
     lr: float = 1e-3  # the peak, after the warm-up
-    visible_weight: float = 0.0  # share of the loss on frames that are not masked; above 0 short runs learn faster
-    below: list[int] = field(default_factory=list)  # layers under the last one that predict the units too
+    visible_weight: float = (
+        0.0  # share of the loss on frames that are not masked; above 0 short runs learn faster
+    )
+    below: list[int] = field(
+        default_factory=list
+    )  # layers under the last one that predict the units too
     warm_start: str = "no"  # what to take over from the last stage's model instead of new weights: "all", or the "cnn"
     speed: float = 0.0  # crops are played faster or slower by up to this share; the units stay those of the original
     muon: bool = False  # Muon for the matrices of the encoder's layers, at twice lr; everything else stays with AdamW
@@ -37,8 +41,12 @@ class BatchConfig:
     seconds: float = 20.0  # audio per step: crop length x crops
     # Seconds; a step draws one of them. Few lengths: the CPU library compiles kernels for every new shape.
     crops: list[float] = field(default_factory=lambda: [1.5, 2.5, 4.0])
-    folder_power: float = 0.5  # a folder is drawn in proportion to duration ** power: below 1 favours small ones
-    mix_prob: float = 0.2  # share of crops with a second utterance mixed in (WavLM's denoising task)
+    folder_power: float = (
+        0.5  # a folder is drawn in proportion to duration ** power: below 1 favours small ones
+    )
+    mix_prob: float = (
+        0.2  # share of crops with a second utterance mixed in (WavLM's denoising task)
+    )
     valid_share: float = 0.01  # share of the recordings held out for the validation curve
 
 
@@ -67,7 +75,9 @@ class PretrainConfig:
 
     seed: int = 0
     max_piece: float = 15.0  # seconds; longer recordings are cut
-    mel_start: bool = False  # the first convolution starts as a mel-spaced filter bank instead of at random
+    mel_start: bool = (
+        False  # the first convolution starts as a mel-spaced filter bank instead of at random
+    )
     model: dict[str, Any] = field(default_factory=dict)
     stages: list[StageConfig] = field(default_factory=list)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -113,23 +123,37 @@ def _check(config: PretrainConfig, problems: list[str]) -> None:
         if stage.target not in TARGETS:
             problems.append(f"{where}target: expected {', '.join(TARGETS)}, found {stage.target!r}")
         if stage.warm_start not in WARM_STARTS:
-            problems.append(f"{where}warm_start: expected {', '.join(WARM_STARTS)}, found {stage.warm_start!r}")
+            problems.append(
+                f"{where}warm_start: expected {', '.join(WARM_STARTS)}, found {stage.warm_start!r}"
+            )
         if i == 0 and (stage.target == "layer" or stage.warm_start != "no"):
-            problems.append(f"{where}target, warm_start: the first stage has no model before it to build on")
+            problems.append(
+                f"{where}target, warm_start: the first stage has no model before it to build on"
+            )
         if not 0 <= stage.layer <= layers:
             problems.append(f"{where}layer: expected 0 to {layers}, found {stage.layer}")
         if not all(type(layer) is int and 1 <= layer < layers for layer in stage.below):
-            problems.append(f"{where}below: expected layers from 1 to {layers - 1}, found {stage.below}")
+            problems.append(
+                f"{where}below: expected layers from 1 to {layers - 1}, found {stage.below}"
+            )
         if not 0.0 <= stage.visible_weight < 1.0:
-            problems.append(f"{where}visible_weight: expected at least 0 and less than 1, found {stage.visible_weight}")
+            problems.append(
+                f"{where}visible_weight: expected at least 0 and less than 1, found {stage.visible_weight}"
+            )
         if not 0.0 <= stage.speed < 0.5:
-            problems.append(f"{where}speed: expected at least 0 and less than 0.5, found {stage.speed}")
+            problems.append(
+                f"{where}speed: expected at least 0 and less than 0.5, found {stage.speed}"
+            )
         if stage.units < 2 or stage.steps < 1:
             problems.append(f"{where}units, steps: expected at least 2 units and 1 step")
     batch = config.batch
     shortest = config.optim.mask_length * 2 * HOP / SAMPLE_RATE
-    if not batch.crops or not all(isinstance(c, float) and shortest <= c <= batch.seconds for c in batch.crops):
-        problems.append(f"batch.crops: expected decimal seconds from {shortest} to batch.seconds, found {batch.crops}")
+    if not batch.crops or not all(
+        isinstance(c, float) and shortest <= c <= batch.seconds for c in batch.crops
+    ):
+        problems.append(
+            f"batch.crops: expected decimal seconds from {shortest} to batch.seconds, found {batch.crops}"
+        )
 
 
 def load_config(path: str | Path) -> PretrainConfig:

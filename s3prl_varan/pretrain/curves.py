@@ -10,7 +10,10 @@ from .audio_cache import write_atomically
 
 def write_metrics(path: Path, row: dict[str, Any]) -> None:
     with open(path, "a", encoding="utf-8") as sink:
-        sink.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+        sink.write(
+            json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+            + "\n"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -35,10 +38,20 @@ def draw_curves(metrics: Path, picture: Path, names: list[str]) -> None:
     for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
         for number, name in enumerate(names):
             for prefix, style in (("", "-"), ("valid_", "o--")):
-                points = [(r["step"], r[prefix + key]) for r in rows if r["stage"] == number and prefix + key in r]
+                points = [
+                    (r["step"], r[prefix + key])
+                    for r in rows
+                    if r["stage"] == number and prefix + key in r
+                ]
                 if points:
                     label = f"{name}, {'held out' if prefix else 'training'}"
-                    axis.plot(*zip(*points, strict=True), style, label=label, markersize=3, color=f"C{number}")
+                    axis.plot(
+                        *zip(*points, strict=True),
+                        style,
+                        label=label,
+                        markersize=3,
+                        color=f"C{number}",
+                    )
         axis.set(xlabel="step of the stage", ylabel=f"{key} on masked frames")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)

@@ -23,7 +23,9 @@ def mel_filters(channels: int, kernel: int) -> Tensor:
     time = torch.arange(kernel) - (kernel - 1) / 2
     phase = 2.0 * math.pi * centres[:, None] * time / SAMPLE_RATE
     window = torch.hann_window(kernel, periodic=False)
-    waves = torch.stack([phase.cos(), phase.sin(), -phase.cos(), -phase.sin()], dim=1) * window  # [bands, 4, kernel]
+    waves = (
+        torch.stack([phase.cos(), phase.sin(), -phase.cos(), -phase.sin()], dim=1) * window
+    )  # [bands, 4, kernel]
     return waves.reshape(4 * bands, kernel)
 
 

@@ -20,7 +20,9 @@ STEP = 160  # samples, 10 ms: the aligner's frames
 @dataclass
 class AlignedClip:
     wav: Tensor  # [num_samples], 16 kHz
-    phones: np.ndarray  # [num_samples // STEP + 1] str: ARPAbet without stress, SILENCE between words
+    phones: (
+        np.ndarray
+    )  # [num_samples // STEP + 1] str: ARPAbet without stress, SILENCE between words
 
     def frame_phones(self, frames: int) -> np.ndarray:
         """[frames] str: the phone at the centre of each of the model's frames."""
@@ -32,7 +34,9 @@ def build_aligner() -> Any:
     try:
         from pocketsphinx import Decoder
     except ImportError as error:
-        raise UserError('the phone probe aligns with pocketsphinx: pip install -e ".[probe]"') from error
+        raise UserError(
+            'the phone probe aligns with pocketsphinx: pip install -e ".[probe]"'
+        ) from error
     return Decoder(lm=None, loglevel="FATAL", bestpath=False)
 
 
@@ -43,7 +47,10 @@ def align(aligner: Any, wav: Tensor, text: str) -> np.ndarray | None:
         return None
     pcm = (wav.clamp(-1, 1) * 32767).short().numpy().tobytes()
     try:
-        for prepare in (lambda: aligner.set_align_text(words), aligner.set_alignment):  # the words' place, then the phones'
+        for prepare in (
+            lambda: aligner.set_align_text(words),
+            aligner.set_alignment,
+        ):  # the words' place, then the phones'
             prepare()
             aligner.start_utt()
             aligner.process_raw(pcm, full_utt=True)
@@ -56,7 +63,9 @@ def align(aligner: Any, wav: Tensor, text: str) -> np.ndarray | None:
     phones = np.full(len(wav) // STEP + 1, SILENCE, dtype="<U3")
     for word in found:
         for phone in word:
-            if not phone.name.startswith("+"):  # breath and other noises of the model count as silence
+            if not phone.name.startswith(
+                "+"
+            ):  # breath and other noises of the model count as silence
                 phones[phone.start : phone.start + phone.duration] = phone.name
     return phones
 
@@ -68,7 +77,9 @@ def aligned_clips(split: Path) -> tuple[list[AlignedClip], int]:
     utterances, problems = read_split(split)
     if not utterances:
         shown = problems[0] if problems else "nothing in it"
-        raise UserError(f"{split}: expected speaker/chapter folders with audio and .trans.txt, as in LibriSpeech ({shown})")
+        raise UserError(
+            f"{split}: expected speaker/chapter folders with audio and .trans.txt, as in LibriSpeech ({shown})"
+        )
     aligner = build_aligner()
     clips = []
     for utterance in tqdm(utterances, desc=f"aligning {split.name}", unit="clip"):
@@ -77,5 +88,7 @@ def aligned_clips(split: Path) -> tuple[list[AlignedClip], int]:
         if phones is not None:
             clips.append(AlignedClip(wav, phones))
     if not clips:
-        raise UserError(f"{split}: not one of {len(utterances)} clips could be aligned; are the texts English words?")
+        raise UserError(
+            f"{split}: not one of {len(utterances)} clips could be aligned; are the texts English words?"
+        )
     return clips, len(utterances) - len(clips)

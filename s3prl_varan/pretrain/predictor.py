@@ -51,8 +51,12 @@ class UnitPredictor(nn.Module):
         self.wavlm: Any = wavlm
         self.below = list(below)
         heads = len(self.below) + 1  # the last layer's head is the last
-        self.project = nn.ModuleList(nn.Linear(wavlm.cfg.encoder_embed_dim, head_dim) for _ in range(heads))
-        self.embeddings = nn.Parameter(0.1 * torch.randn(heads, units, head_dim))  # small: it turns faster
+        self.project = nn.ModuleList(
+            nn.Linear(wavlm.cfg.encoder_embed_dim, head_dim) for _ in range(heads)
+        )
+        self.embeddings = nn.Parameter(
+            0.1 * torch.randn(heads, units, head_dim)
+        )  # small: it turns faster
         self.temperature, self.visible_weight = temperature, visible_weight
 
     def encode(self, wavs: Tensor, mask: Tensor) -> list[Tensor]:
@@ -63,7 +67,9 @@ class UnitPredictor(nn.Module):
             features = self.wavlm.post_extract_proj(features)
         features = torch.where(mask[..., None], self.wavlm.mask_emb, features.float())
         encoder = self.wavlm.encoder
-        last, layers = encoder.extract_features(features, tgt_layer=len(encoder.layers) - 1)  # with a target it keeps them all
+        last, layers = encoder.extract_features(
+            features, tgt_layer=len(encoder.layers) - 1
+        )  # with a target it keeps them all
         if encoder.layer_norm_first:
             last = encoder.layer_norm(last)
         return [*(layers[number][0].transpose(0, 1) for number in self.below), last]
@@ -71,11 +77,18 @@ class UnitPredictor(nn.Module):
     def forward(self, wavs: Tensor, mask: Tensor, units: Tensor) -> Prediction:
         """wavs [B, samples], mask [B, T] bool with both values in it, units [B, T] int64."""
         totals = []
-        for states, project, embeddings in zip(self.encode(wavs, mask), self.project, self.embeddings, strict=True):
+        for states, project, embeddings in zip(
+            self.encode(wavs, mask), self.project, self.embeddings, strict=True
+        ):
             projected = project(states).float()
-            logits = F.linear(F.normalize(projected, dim=-1), F.normalize(embeddings, dim=-1)) / self.temperature
+            logits = (
+                F.linear(F.normalize(projected, dim=-1), F.normalize(embeddings, dim=-1))
+                / self.temperature
+            )
             losses = F.cross_entropy(logits.transpose(1, 2), units, reduction="none")
             masked, visible = losses[mask].mean(), losses[~mask].mean()
             totals.append((1 - self.visible_weight) * masked + self.visible_weight * visible)
         right = (logits.argmax(-1) == units).float()
-        return Prediction(torch.stack(totals).mean(), masked.detach(), right[mask].mean(), right[~mask].mean())
+        return Prediction(
+            torch.stack(totals).mean(), masked.detach(), right[mask].mean(), right[~mask].mean()
+        )

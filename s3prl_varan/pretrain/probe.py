@@ -49,7 +49,9 @@ def log_mel(wav: Tensor) -> list[Tensor]:
     """The baseline: 80 log-mel energies, 25 ms windows every 20 ms, [T, 80], as an encoder of one layer."""
     import torchaudio
 
-    mel = torchaudio.compliance.kaldi.fbank(wav[None] * 32768.0, num_mel_bins=80, frame_shift=20.0, dither=0.0)
+    mel = torchaudio.compliance.kaldi.fbank(
+        wav[None] * 32768.0, num_mel_bins=80, frame_shift=20.0, dither=0.0
+    )
     return [mel]
 
 
@@ -64,7 +66,9 @@ def linear_accuracy(inputs: np.ndarray, labels: np.ndarray, split: Split) -> flo
     return float(model.fit(inputs[train], labels[train]).score(inputs[test], labels[test]))
 
 
-def score_layers(probe: str, system: str, layers: list[np.ndarray], labels: np.ndarray, splits: list[Split]) -> list[Score]:
+def score_layers(
+    probe: str, system: str, layers: list[np.ndarray], labels: np.ndarray, splits: list[Split]
+) -> list[Score]:
     """layers: N x [n, D]. One row per layer."""
     scores = []
     for number, inputs in enumerate(layers):
@@ -77,7 +81,9 @@ def pooled(encoder: Encoder, wavs: list[Tensor]) -> list[np.ndarray]:
     """N x [n, 2 D]: mean and standard deviation over time of every layer."""
     rows = []
     for wav in wavs:
-        rows.append([torch.cat([layer.mean(0), layer.std(0)]).float().numpy() for layer in encoder(wav)])
+        rows.append(
+            [torch.cat([layer.mean(0), layer.std(0)]).float().numpy() for layer in encoder(wav)]
+        )
     return [np.stack(layer) for layer in zip(*rows, strict=True)]
 
 
@@ -126,7 +132,9 @@ def normalised(frames: Tensor) -> Tensor:
     return (frames - frames.mean(0)) / (frames.std(0) + 1e-5)
 
 
-def probe_phones(systems: dict[str, Encoder], train: list[AlignedClip], test: list[AlignedClip]) -> list[Score]:
+def probe_phones(
+    systems: dict[str, Encoder], train: list[AlignedClip], test: list[AlignedClip]
+) -> list[Score]:
     """Frame accuracy on the phones of `test`, silence left out; trained on at most MAX_FRAMES frames of `train`.
 
     Every system is normalised over the recording; log-mel gets first and second differences too.
@@ -147,5 +155,7 @@ def probe_phones(systems: dict[str, Encoder], train: list[AlignedClip], test: li
         flat = np.concatenate(labels)
         chosen = np.random.default_rng(0).permutation(border)[:MAX_FRAMES]
         split = (chosen, np.arange(border, len(flat)))
-        scores += score_layers("phones", name, [np.concatenate(x) for x in zip(*rows, strict=True)], flat, [split])
+        scores += score_layers(
+            "phones", name, [np.concatenate(x) for x in zip(*rows, strict=True)], flat, [split]
+        )
     return scores

@@ -47,7 +47,9 @@ def draw(scores: list[Score], path: Path) -> None:
 
     probes = list(dict.fromkeys(s.probe for s in scores))
     systems = list(dict.fromkeys(s.system for s in scores))
-    figure, axes = pyplot.subplots(1, len(probes), figsize=(4 * len(probes), 3.2), constrained_layout=True, squeeze=False)
+    figure, axes = pyplot.subplots(
+        1, len(probes), figsize=(4 * len(probes), 3.2), constrained_layout=True, squeeze=False
+    )
     for axis, probe in zip(axes[0], probes, strict=True):
         for number, system in enumerate(systems):
             rows = [s for s in scores if (s.probe, s.system) == (probe, system)]
@@ -55,7 +57,14 @@ def draw(scores: list[Score], path: Path) -> None:
             if len(rows) == 1:
                 axis.axhline(values[0], linestyle="--", color=f"C{number}", label=system)
             elif rows:
-                axis.plot([s.layer for s in rows], values, "o-", markersize=3, color=f"C{number}", label=system)
+                axis.plot(
+                    [s.layer for s in rows],
+                    values,
+                    "o-",
+                    markersize=3,
+                    color=f"C{number}",
+                    label=system,
+                )
         axis.set(title=TITLES.get(probe, probe), xlabel="layer", ylabel="accuracy (%)")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)

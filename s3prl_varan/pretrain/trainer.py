@@ -51,20 +51,32 @@ def draw_mask(shape: torch.Size, config: OptimConfig) -> torch.Tensor:
     """[B, T] bool spans of `mask_length` frames, drawn by s3prl's WavLM code."""
     from s3prl.upstream.wavlm.WavLM import compute_mask_indices
 
-    mask = compute_mask_indices(tuple(shape), None, config.mask_prob, config.mask_length, min_masks=2)
+    mask = compute_mask_indices(
+        tuple(shape), None, config.mask_prob, config.mask_length, min_masks=2
+    )
     return torch.from_numpy(mask)
 
 
 class Stage:
     """One stage in training: the model, its optimiser and the place in the schedule."""
 
-    def __init__(self, number: int, config: PretrainConfig, sampler: CropSampler, wavlm: Any) -> None:
+    def __init__(
+        self, number: int, config: PretrainConfig, sampler: CropSampler, wavlm: Any
+    ) -> None:
         self.number, self.config, self.sampler = number, config, sampler
         self.settings: StageConfig = config.stages[number]
         optim, settings = config.optim, self.settings
-        head = (settings.units, optim.head_dim, optim.temperature, settings.visible_weight, sorted(settings.below))
+        head = (
+            settings.units,
+            optim.head_dim,
+            optim.temperature,
+            settings.visible_weight,
+            sorted(settings.below),
+        )
         self.model = UnitPredictor(wavlm, *head)
-        inner = [p for p in wavlm.encoder.layers.parameters() if p.ndim == 2] if settings.muon else []
+        inner = (
+            [p for p in wavlm.encoder.layers.parameters() if p.ndim == 2] if settings.muon else []
+        )
         ours = {id(p) for p in inner}
         rest = [p for p in self.model.parameters() if id(p) not in ours]
         decayed = {"params": [p for p in rest if p.ndim >= 2], "weight_decay": optim.weight_decay}
@@ -73,7 +85,11 @@ class Stage:
         self.optimizers: list[torch.optim.Optimizer] = [adam]
         if inner:
             decay, like = optim.weight_decay, "match_rms_adamw"
-            self.optimizers.append(torch.optim.Muon(inner, lr=MUON_LR * settings.lr, weight_decay=decay, adjust_lr_fn=like))
+            self.optimizers.append(
+                torch.optim.Muon(
+                    inner, lr=MUON_LR * settings.lr, weight_decay=decay, adjust_lr_fn=like
+                )
+            )
         self.step = 0
 
     def _predict(self, step: int, valid: bool) -> Prediction:
@@ -87,14 +103,18 @@ class Stage:
         optim = self.config.optim
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, self.settings.steps, optimizer.defaults["lr"], optim.warmup)
+                group["lr"] = learning_rate(
+                    self.step, self.settings.steps, optimizer.defaults["lr"], optim.warmup
+                )
         rate = self.optimizers[0].param_groups[0]["lr"]
         self.model.train()
         found = self._predict(self.step, valid=False)
         found.total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         if not torch.isfinite(norm):
-            raise UserError(f"the gradient is not finite at step {self.step}; lower lr ({self.settings.lr})")
+            raise UserError(
+                f"the gradient is not finite at step {self.step}; lower lr ({self.settings.lr})"
+            )
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -143,7 +163,9 @@ class Trainer:
         self.config, self.out = config, out
         last = out / "last.ckpt"
         if last.is_file() and not resume:
-            raise UserError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+            raise UserError(
+                f"{out} holds a run already; give --resume to go on with it, or another --out"
+            )
         self.saved = torch.load(last, weights_only=True) if last.is_file() else None
         if self.saved is not None:
             keep_until(out / "metrics.jsonl", self.saved["stage"], self.saved["step"])
@@ -164,10 +186,14 @@ class Trainer:
             return None
         path = self._stage_file(number - 1, "ckpt")
         if not path.is_file():
-            raise UserError(f"{path} is missing: stage {number + 1} builds on it; start again without --resume")
+            raise UserError(
+                f"{path} is missing: stage {number + 1} builds on it; start again without --resume"
+            )
         model = build_wavlm(self.config.stage_model(number - 1))
         state = torch.load(path, weights_only=True)["model"]
-        model.load_state_dict({k.removeprefix("wavlm."): v for k, v in state.items() if k.startswith("wavlm.")})
+        model.load_state_dict(
+            {k.removeprefix("wavlm."): v for k, v in state.items() if k.startswith("wavlm.")}
+        )
         return model
 
     def _new_wavlm(self, number: int, sampler: CropSampler, before: Any | None) -> Any:
@@ -175,7 +201,11 @@ class Trainer:
         if settings.warm_start != "no":
             assert before is not None, "load_config refuses a warm start in the first stage"
             everything = settings.warm_start == "all"
-            state = {k: v for k, v in before.state_dict().items() if everything or not k.startswith("encoder.")}
+            state = {
+                k: v
+                for k, v in before.state_dict().items()
+                if everything or not k.startswith("encoder.")
+            }
             model.load_state_dict(state, strict=everything)
         elif self.config.mel_start:
             wavs = torch.cat([sampler.draw(step).wavs[:, :SAMPLE_RATE] for step in range(8)])
@@ -190,8 +220,12 @@ class Trainer:
             assert before is not None, "load_config refuses this target in the first stage"
             extract = partial(layer_features, before.eval(), layer=settings.layer)
         else:
-            extract = {"mfcc": mfcc_features, "mfcc_context": mfcc_context_features}[settings.target]
-        units = build_units(self.cache, extract, settings.units, seed, self._stage_file(number, "units.npy"))
+            extract = {"mfcc": mfcc_features, "mfcc_context": mfcc_context_features}[
+                settings.target
+            ]
+        units = build_units(
+            self.cache, extract, settings.units, seed, self._stage_file(number, "units.npy")
+        )
         torch.manual_seed(seed + number)
         sampler = CropSampler(self.cache, units, self.config.batch, seed + number, settings.speed)
         stage = Stage(number, self.config, sampler, self._new_wavlm(number, sampler, before))
@@ -206,7 +240,9 @@ class Trainer:
         log, settings = self.config.log, stage.settings
         recent: list[dict[str, float]] = []
         began = time.monotonic()
-        bar = tqdm(total=settings.steps, initial=stage.step, desc=settings.name, unit="step", mininterval=5)
+        bar = tqdm(
+            total=settings.steps, initial=stage.step, desc=settings.name, unit="step", mininterval=5
+        )
         while stage.step < settings.steps:
             recent.append(stage.train_step())
             bar.update()
@@ -216,10 +252,16 @@ class Trainer:
                 row["steps_per_second"] = len(recent) / (time.monotonic() - began)
                 if stage.step % log.valid_every == 0 or finished:
                     row.update(stage.validate())
-                write_metrics(self.out / "metrics.jsonl", {"stage": stage.number, "step": stage.step, **row})
+                write_metrics(
+                    self.out / "metrics.jsonl", {"stage": stage.number, "step": stage.step, **row}
+                )
                 bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}")
                 recent, began = [], time.monotonic()
             if stage.step % log.save_every == 0 or finished:
                 stage.save(self.out / "last.ckpt")
-                draw_curves(self.out / "metrics.jsonl", self.out / "curves.png", [s.name for s in self.config.stages])
+                draw_curves(
+                    self.out / "metrics.jsonl",
+                    self.out / "curves.png",
+                    [s.name for s in self.config.stages],
+                )
         bar.close()

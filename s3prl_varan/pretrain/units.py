@@ -30,7 +30,11 @@ def mfccs(wav: Tensor) -> Tensor:
 
     window, hop = (1000.0 * n / SAMPLE_RATE for n in (WINDOW, HOP))
     return torchaudio.compliance.kaldi.mfcc(
-        wav[None] * 32768.0, sample_frequency=SAMPLE_RATE, frame_length=window, frame_shift=hop, dither=0.0
+        wav[None] * 32768.0,
+        sample_frequency=SAMPLE_RATE,
+        frame_length=window,
+        frame_shift=hop,
+        dither=0.0,
     )
 
 
@@ -53,7 +57,9 @@ def mfcc_context_features(wav: Tensor) -> Tensor:
 def layer_features(model: Any, wav: Tensor, layer: int) -> Tensor:
     """[samples] -> [T, D] hidden states of s3prl's WavLM `model` after `layer` layers (0 = the encoder's input)."""
     source = torch.nn.functional.layer_norm(wav, wav.shape)[None]
-    (_, results), _ = model.extract_features(source, output_layer=max(layer, 1), ret_layer_results=True)
+    (_, results), _ = model.extract_features(
+        source, output_layer=max(layer, 1), ret_layer_results=True
+    )
     return results[layer][0][:, 0]
 
 
@@ -69,7 +75,9 @@ def all_features(cache: AudioCache, extract: Callable[[Tensor], Tensor], path: P
             if table is None:
                 shape = (int(bounds[-1]), found.shape[1])
                 table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-            assert len(found) == bounds[i + 1] - bounds[i], "frames of the features and of the cache differ"
+            assert len(found) == bounds[i + 1] - bounds[i], (
+                "frames of the features and of the cache differ"
+            )
             table[bounds[i] : bounds[i + 1]] = found.numpy()
     assert table is not None
     return table
@@ -91,7 +99,9 @@ def cluster(features: np.ndarray, units: int, seed: int) -> np.ndarray:
     return labels
 
 
-def build_units(cache: AudioCache, extract: Callable[[Tensor], Tensor], units: int, seed: int, path: Path) -> np.ndarray:
+def build_units(
+    cache: AudioCache, extract: Callable[[Tensor], Tensor], units: int, seed: int, path: Path
+) -> np.ndarray:
     """Units of all frames, kept in `path` (.npy) so that a resumed run has the same targets. Returns [total frames] uint16."""
     if not path.is_file():
         scratch = path.with_suffix(".features.tmp")

@@ -15,7 +15,15 @@ PLAN = "*.plan.json"  # a sweep's list of cells, started or not
 STATUS = "status.json"  # what a sweep knows of a cell that has no result: pruned, failed
 CORPUS_KEYS = ("root", "libri_root", "speech_commands_root", "file_path")
 # Part of a cell's place in the tables, so no setting that tells two methods apart.
-_PLACED_FLAGS = ("upstream", "downstream", "downstream_variant", "featurizer", "lora", "upstream_trainable", "seed")
+_PLACED_FLAGS = (
+    "upstream",
+    "downstream",
+    "downstream_variant",
+    "featurizer",
+    "lora",
+    "upstream_trainable",
+    "seed",
+)
 PLACED = {f"args.{name}" for name in _PLACED_FLAGS}
 PLACED.add("config.downstream_expert.datarc.test_fold")
 
@@ -52,7 +60,9 @@ class Cell:
     best_step: int = 0
     seconds: float | None = None
     layers: list[int] = field(default_factory=list)
-    layer_weights: dict[str, list[float]] = field(default_factory=dict)  # split -> mean weight per layer
+    layer_weights: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # split -> mean weight per layer
     note: str = ""
 
     @property
@@ -98,7 +108,10 @@ def _cells_below(root: Path) -> list[Cell]:
 
 def _planned(plan: Path) -> list[Cell]:
     entries = json.loads(plan.read_text(encoding="utf-8"))["cells"]
-    return [_cell(plan.parent / entry["id"], "planned", entry["args"], entry["config"]) for entry in entries]
+    return [
+        _cell(plan.parent / entry["id"], "planned", entry["args"], entry["config"])
+        for entry in entries
+    ]
 
 
 def read_cell(folder: Path) -> Cell | None:
@@ -106,7 +119,9 @@ def read_cell(folder: Path) -> Cell | None:
     problem = ""
     if (folder / "result.json").is_file():
         try:
-            return _done_cell(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            return _done_cell(
+                folder, json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"result.json cannot be read ({type(error).__name__}: {error})"
     stored = _stored_settings(folder)
@@ -156,7 +171,11 @@ def _done_cell(folder: Path, result: dict[str, Any]) -> Cell:
     cell.fold, cell.seed = result["fold"] or "-", result["seed"]
     cell.metric, cell.higher_is_better = result["metric"], result["higher_is_better"]
     cell.test, cell.dev = dict(result["test"]), dict(result["dev"] or {})
-    cell.steps, cell.best_step, cell.seconds = result["steps"], result["best_step"], result.get("seconds")
+    cell.steps, cell.best_step, cell.seconds = (
+        result["steps"],
+        result["best_step"],
+        result.get("seconds"),
+    )
     cell.layers, cell.layer_weights = result["layers"], result.get("layer_weights", {})
     return cell
 
@@ -167,14 +186,24 @@ def _cell(folder: Path, status: str, args: dict[str, Any], config: dict[str, Any
     upstream, ckpt = Path(str(args.get("upstream") or "?")).name, args.get("upstream_ckpt")
     if ckpt:
         upstream += f" ({Path(str(ckpt)).name})"
-    fold = args.get("downstream_variant") or datarc.get("test_fold") or ("fold1" if args.get("downstream") == "emotion" else "-")
-    settings = {key: value for key, value in relevant_settings(args, config).items() if key not in PLACED}
+    fold = (
+        args.get("downstream_variant")
+        or datarc.get("test_fold")
+        or ("fold1" if args.get("downstream") == "emotion" else "-")
+    )
+    settings = {
+        key: value for key, value in relevant_settings(args, config).items() if key not in PLACED
+    }
     return Cell(
         path=folder,
         status=status,
         setup=Setup(upstream, args.get("downstream") or "?", Path(corpus).name),
         featurizer=args.get("featurizer") or "varan",
-        tuning="lora" if args.get("lora") else "finetune" if args.get("upstream_trainable") else "frozen",
+        tuning="lora"
+        if args.get("lora")
+        else "finetune"
+        if args.get("upstream_trainable")
+        else "frozen",
         fold=fold,
         seed=int(args.get("seed") or 0),
         settings=settings,

@@ -45,7 +45,9 @@ def picture(png: bytes, caption: str) -> str:
 
 def page(title: str, sections: list[tuple[str, str]]) -> str:
     """The whole page; sections are (heading, HTML)."""
-    parts = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections)
+    parts = "\n".join(
+        f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections
+    )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n{parts}\n</body>\n</html>\n"

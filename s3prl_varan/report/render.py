@@ -21,7 +21,9 @@ def score_text(row: Row, bold: Callable[[str], str]) -> str:
         so_far = f" ({row.mean:.1f} so far)" if row.values else ""
         return f"incomplete {len(row.values)}/{len(row.expected)}{so_far}"
     spread, over = row.spread
-    text = f"{row.mean:.1f}" + (f" ± {spread:.1f}{'†' if over == 'folds' else ''}" if not math.isnan(spread) else "")
+    text = f"{row.mean:.1f}" + (
+        f" ± {spread:.1f}{'†' if over == 'folds' else ''}" if not math.isnan(spread) else ""
+    )
     return bold(text) if row.best else text
 
 
@@ -36,7 +38,9 @@ def difference_text(row: Row) -> str:
     return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]{star}"
 
 
-def leaderboard_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
+def leaderboard_table(
+    rows: list[Row], bold: Callable[[str], str]
+) -> tuple[list[str], list[list[str]]]:
     """(header, body): a row per featurizer and tuning; per setup the score, the difference and the number of cells."""
     chosen = leaderboard(rows)
     columns = by_column(chosen)
@@ -53,7 +57,11 @@ def leaderboard_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list
             if row is None:
                 line += ["", "", ""]
             else:
-                line += [score_text(row, bold), difference_text(row), f"{len(row.values)}/{len(row.expected)}"]
+                line += [
+                    score_text(row, bold),
+                    difference_text(row),
+                    f"{len(row.values)}/{len(row.expected)}",
+                ]
         body.append(line)
     return header, body
 
@@ -64,7 +72,9 @@ def chosen_notes(rows: list[Row]) -> list[str]:
     for row in leaderboard(rows):
         siblings = [other for other in rows if _group(other) == _group(row)]
         if len(siblings) > 1:
-            notes.append(f"{row.setup}, {row.split}: {row.label} was best on dev of {len(siblings)} settings of {row.method}.")
+            notes.append(
+                f"{row.setup}, {row.split}: {row.label} was best on dev of {len(siblings)} settings of {row.method}."
+            )
     for row in {_group(row): row for row in rows if row.usual}.values():
         notes.append(f"{row.setup}, {row.split}: {row.usual_note}")
     return notes
@@ -74,14 +84,30 @@ def _group(row: Row) -> tuple:
     return row.setup, row.split, row.method
 
 
-SETTINGS_HEADER = ["setup", "split", "metric", "method", "test", "dev", "Δ [95 %]", "cells", "still rising", "steps", "seconds"]
+SETTINGS_HEADER = [
+    "setup",
+    "split",
+    "metric",
+    "method",
+    "test",
+    "dev",
+    "Δ [95 %]",
+    "cells",
+    "still rising",
+    "steps",
+    "seconds",
+]
 
 
-def settings_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
+def settings_table(
+    rows: list[Row], bold: Callable[[str], str]
+) -> tuple[list[str], list[list[str]]]:
     """(header, body): every setting of every method, best on dev first."""
     body = []
     for held in by_column(rows).values():
-        for row in sorted(held, key=lambda row: -row.sign() * row.dev_mean if row.values else math.inf):
+        for row in sorted(
+            held, key=lambda row: -row.sign() * row.dev_mean if row.values else math.inf
+        ):
             done = [cell for cell in row.cells.values() if cell.done]
             steps = [cell.steps for cell in done]
             seconds = [cell.seconds for cell in done if cell.seconds]
@@ -96,7 +122,9 @@ def settings_table(rows: list[Row], bold: Callable[[str], str]) -> tuple[list[st
                     difference_text(row),
                     f"{len(row.values)}/{len(row.expected)}",
                     f"{row.rising}/{len(done)}",
-                    "-".join(str(step) for step in sorted({min(steps), max(steps)})) if steps else "",
+                    "-".join(str(step) for step in sorted({min(steps), max(steps)}))
+                    if steps
+                    else "",
                     f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
                 ]
             )
@@ -107,7 +135,20 @@ SETTINGS_LEGEND = (
     "Still rising: cells whose best dev figure came in the last tenth of their steps; where there are many, the budget was too "
     "short to compare. Of many settings about one in twenty seems to differ (*) by chance alone."
 )
-CELLS_HEADER = ["setup", "method", "fold", "seed", "status", "split", "test", "dev", "best step", "steps", "folder", "note"]
+CELLS_HEADER = [
+    "setup",
+    "method",
+    "fold",
+    "seed",
+    "status",
+    "split",
+    "test",
+    "dev",
+    "best step",
+    "steps",
+    "folder",
+    "note",
+]
 
 
 def cells_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
@@ -121,7 +162,12 @@ def cells_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
                 body.append([*line, "incomplete: missing", row.split, *[""] * 6])
                 continue
             status = "done" if cell.done else f"incomplete: {cell.status}"
-            shown = [_number(value), _number(cell.dev.get(row.metric)), str(cell.best_step or ""), str(cell.steps or "")]
+            shown = [
+                _number(value),
+                _number(cell.dev.get(row.metric)),
+                str(cell.best_step or ""),
+                str(cell.steps or ""),
+            ]
             body.append([*line, status, row.split, *shown, str(cell.path), cell.note])
     return CELLS_HEADER, body
 
@@ -129,7 +175,12 @@ def cells_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 def markdown(header: list[str], body: list[list[str]]) -> str:
     """A pipe table."""
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        + "\n"
+    )
 
 
 def bold_markdown(text: str) -> str:
@@ -203,7 +254,17 @@ def rows_csv(rows: list[Row]) -> str:
             + [row.featurizer, row.tuning, variant]
             + [_number(row.mean), _number(spread), over, _number(row.dev_mean)]
             + [len(row.values), len(row.expected), int(row.complete), int(row.best)]
-            + ([delta.baseline, _number(delta.mean), _number(delta.low), _number(delta.high), delta.pairs] if delta else [""] * 5)
+            + (
+                [
+                    delta.baseline,
+                    _number(delta.mean),
+                    _number(delta.low),
+                    _number(delta.high),
+                    delta.pairs,
+                ]
+                if delta
+                else [""] * 5
+            )
             + [row.rising]
         )
     return table.getvalue()

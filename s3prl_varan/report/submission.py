@@ -29,7 +29,9 @@ def submission_item(cell: Cell) -> Item | None:
     """The prediction file of a finished experiment under the leaderboard's name; None for a task it does not have here."""
     folder = cell.path
     if cell.setup.downstream == "emotion":
-        return Item(f"er_{cell.fold}_public", folder / f"test_{cell.fold}_predict.txt", "predict.txt", cell)
+        return Item(
+            f"er_{cell.fold}_public", folder / f"test_{cell.fold}_predict.txt", "predict.txt", cell
+        )
     if cell.setup.downstream == "asr":
         with_lm, without = folder / "test-clean-LM-hyp.ark", folder / "test-clean-noLM-hyp.ark"
         if with_lm.is_file() and not without.is_file():
@@ -52,8 +54,14 @@ def collect_submission(cells: list[Cell], out: Path) -> Path:
 
     Raises UserError where a file is missing or two experiments claim one place (choose one method and one seed).
     """
-    items = [item for item in map(submission_item, (cell for cell in cells if cell.done)) if item is not None]
-    problems = [f"{item.cell.path}: no {item.source.name}" for item in items if not item.source.is_file()]
+    items = [
+        item
+        for item in map(submission_item, (cell for cell in cells if cell.done))
+        if item is not None
+    ]
+    problems = [
+        f"{item.cell.path}: no {item.source.name}" for item in items if not item.source.is_file()
+    ]
     by_task: dict[str, Item] = {}
     for item in items:
         other = by_task.setdefault(item.task, item)
@@ -70,14 +78,19 @@ def collect_submission(cells: list[Cell], out: Path) -> Path:
         shutil.copyfile(item.source, folder / item.target)
     with zipfile.ZipFile(out / "predict.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for item in sorted(items, key=lambda item: item.task):
-            archive.write(out / "predict" / item.task / item.target, f"predict/{item.task}/{item.target}")
+            archive.write(
+                out / "predict" / item.task / item.target, f"predict/{item.task}/{item.target}"
+            )
     write_atomic(out / "README.md", _readme(items))
     return out / "predict.zip"
 
 
 def _readme(items: list[Item]) -> str:
     lines = ["# SUPERB submission", "", "Upload predict.zip. What is in it:", ""]
-    lines += ["| file | upstream | method | fold | seed | steps | test | experiment |", "|---|---|---|---|---|---|---|---|"]
+    lines += [
+        "| file | upstream | method | fold | seed | steps | test | experiment |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for item in sorted(items, key=lambda item: item.task):
         cell = item.cell
         figures = next(iter(cell.test.values()), {})
@@ -88,9 +101,19 @@ def _readme(items: list[Item]) -> str:
         )
     folds = {item.task for item in items if item.task.startswith("er_fold")}
     if folds and len(folds) < ER_FOLDS:
-        lines += ["", f"Emotion recognition: {len(folds)} of {ER_FOLDS} folds. The leaderboard scores it only with all of them."]
-    if any(item.cell.setup.corpus.lower() != "iemocap" for item in items if item.task.startswith("er_fold")):
-        lines += ["", "The leaderboard's emotion recognition is IEMOCAP; these predictions are on another corpus."]
+        lines += [
+            "",
+            f"Emotion recognition: {len(folds)} of {ER_FOLDS} folds. The leaderboard scores it only with all of them.",
+        ]
+    if any(
+        item.cell.setup.corpus.lower() != "iemocap"
+        for item in items
+        if item.task.startswith("er_fold")
+    ):
+        lines += [
+            "",
+            "The leaderboard's emotion recognition is IEMOCAP; these predictions are on another corpus.",
+        ]
     settings = {f"{key}: {value}" for item in items for key, value in item.cell.settings.items()}
     lines += [
         "",

@@ -52,8 +52,12 @@ class Row:
     settings: dict[str, Any]
     cells: dict[tuple[str, int], Cell]  # by (fold, seed), finished or not
     expected: set[tuple[str, int]]
-    variant: dict[str, Any] = field(default_factory=dict)  # the settings that tell it from its siblings, by short name
-    usual: dict[str, Any] = field(default_factory=dict)  # of what all siblings have a value of, the one that most have
+    variant: dict[str, Any] = field(
+        default_factory=dict
+    )  # the settings that tell it from its siblings, by short name
+    usual: dict[str, Any] = field(
+        default_factory=dict
+    )  # of what all siblings have a value of, the one that most have
     difference: Difference | None = None
     best: bool = False
 
@@ -65,13 +69,19 @@ class Row:
     @property
     def label(self) -> str:
         """The method, with what tells it from its siblings; what is usual among them is not said."""
-        told = {name: value for name, value in self.variant.items() if repr(value) != repr(self.usual.get(name, "-"))}
+        told = {
+            name: value
+            for name, value in self.variant.items()
+            if repr(value) != repr(self.usual.get(name, "-"))
+        }
         return f"{self.method} ({settings_text(told)})" if told else self.method
 
     @property
     def usual_note(self) -> str:
         """What the labels of this method leave out."""
-        return f"where a label of {self.method} does not say otherwise, {settings_text(self.usual)}."
+        return (
+            f"where a label of {self.method} does not say otherwise, {settings_text(self.usual)}."
+        )
 
     @property
     def values(self) -> dict[tuple[str, int], float]:
@@ -95,7 +105,11 @@ class Row:
     @property
     def dev_mean(self) -> float:
         """The metric on dev at the chosen steps, over the finished cells."""
-        figures = [cell.dev[self.metric] for cell in self.cells.values() if cell.done and self.metric in cell.dev]
+        figures = [
+            cell.dev[self.metric]
+            for cell in self.cells.values()
+            if cell.done and self.metric in cell.dev
+        ]
         return float(np.mean(figures)) if figures else math.nan
 
     @property
@@ -146,22 +160,42 @@ def build_rows(
     return rows, notes
 
 
-def _rows_of_setup(setup: Setup, cells: list[Cell], metric: str | None, notes: list[str]) -> list[Row]:
+def _rows_of_setup(
+    setup: Setup, cells: list[Cell], metric: str | None, notes: list[str]
+) -> list[Row]:
     done = [cell for cell in cells if cell.done]
     name = metric or (done[0].metric if done else "")
-    known = sorted({figure for cell in done for figures in cell.test.values() for figure in figures})
+    known = sorted(
+        {figure for cell in done for figures in cell.test.values() for figure in figures}
+    )
     if metric and done and metric not in known:
         hint = did_you_mean(metric, known)
-        raise UserError(f"--metric: {setup} has no figure '{metric}', expected one of {', '.join(known)}.{hint}")
+        raise UserError(
+            f"--metric: {setup} has no figure '{metric}', expected one of {', '.join(known)}.{hint}"
+        )
     higher = _higher_is_better(name, done)
     expected = {cell.key for cell in cells}
     splits = sorted({split for cell in done for split in cell.test}) or ["test"]
     methods: dict[tuple[str, str, str], dict[tuple[str, int], Cell]] = defaultdict(dict)
     for cell in cells:
-        identity = (cell.featurizer, cell.tuning, json.dumps(cell.settings, sort_keys=True, default=str))
+        identity = (
+            cell.featurizer,
+            cell.tuning,
+            json.dumps(cell.settings, sort_keys=True, default=str),
+        )
         _keep(methods[identity], cell, notes)
     rows = [
-        Row(setup, split, name, higher, featurizer, tuning, next(iter(held.values())).settings, held, expected)
+        Row(
+            setup,
+            split,
+            name,
+            higher,
+            featurizer,
+            tuning,
+            next(iter(held.values())).settings,
+            held,
+            expected,
+        )
         for split in splits
         for (featurizer, tuning, _), held in sorted(methods.items())
     ]
@@ -182,7 +216,9 @@ def _keep(held: dict[tuple[str, int], Cell], cell: Cell, notes: list[str]) -> No
     if other is not None:
         first, second = sorted((other, cell), key=lambda one: (one.done, _age(one)))
         cell = second
-        notes.append(f"{first.path} and {second.path} are the same cell; the table uses {second.path}.")
+        notes.append(
+            f"{first.path} and {second.path} are the same cell; the table uses {second.path}."
+        )
     held[cell.key] = cell
 
 
@@ -199,16 +235,25 @@ def _name_variants(rows: list[Row]) -> None:
     for group in groups.values():
         keys = sorted({key for row in group for key in row.settings})
         # A setting that only some rows have (a prior's own parameter) need not be told where it is the same for them all.
-        differing = [key for key in keys if len({repr(row.settings[key]) for row in group if key in row.settings}) > 1]
+        differing = [
+            key
+            for key in keys
+            if len({repr(row.settings[key]) for row in group if key in row.settings}) > 1
+        ]
         alike = defaultdict(list)
         for row in group:
             alike[repr([row.settings.get(key, "-") for key in differing])].append(row)
         for key in keys:  # but where nothing else tells two rows apart
-            if any(len({repr(row.settings.get(key, "-")) for row in rows}) > 1 for rows in alike.values()):
+            if any(
+                len({repr(row.settings.get(key, "-")) for row in rows}) > 1
+                for rows in alike.values()
+            ):
                 differing.append(key)
         names = short_names(differing)
         for row in group:
-            row.variant = {names[key]: row.settings[key] for key in differing if key in row.settings}
+            row.variant = {
+                names[key]: row.settings[key] for key in differing if key in row.settings
+            }
             row.usual = {names[key]: value for key in differing for value in _usual(key, group)}
 
 
@@ -217,7 +262,11 @@ def _usual(key: str, group: list[Row]) -> list[Any]:
     if any(key not in row.settings for row in group):
         return []  # a label that does not tell the value would read like that of the row that has none
     values = [row.settings[key] for row in group]
-    return [value for value in values if 2 * sum(repr(other) == repr(value) for other in values) > len(group)][:1]
+    return [
+        value
+        for value in values
+        if 2 * sum(repr(other) == repr(value) for other in values) > len(group)
+    ][:1]
 
 
 def settings_text(settings: dict[str, Any]) -> str:
@@ -231,7 +280,10 @@ def short_names(keys: list[str]) -> dict[str, str]:
     for key in keys:
         parts = key.split(".")
         taken = [other.split(".") for other in keys if other != key]
-        length = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in taken)), len(parts))
+        length = next(
+            (n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in taken)),
+            len(parts),
+        )
         names[key] = ".".join(parts[-length:])
     return names
 
@@ -256,7 +308,10 @@ def chosen_on_dev(rows: list[Row]) -> Row:
     """Of a method's variants, the complete one that is best on dev (never on test); where none is complete, the fullest."""
     complete = [row for row in rows if row.complete]
     if complete:
-        return max(complete, key=lambda row: -math.inf if math.isnan(row.dev_mean) else row.sign() * row.dev_mean)
+        return max(
+            complete,
+            key=lambda row: -math.inf if math.isnan(row.dev_mean) else row.sign() * row.dev_mean,
+        )
     return max(rows, key=lambda row: len(row.values))
 
 
@@ -273,7 +328,10 @@ def leaderboard(rows: list[Row]) -> list[Row]:
 
 def method_order(row: Row) -> tuple[int, int, str]:
     """Sort key: frozen first, then LoRA, then fine-tuned; within them the single layers, the weighted sum, VARAN, others."""
-    featurizers, tunings = ("layer", "last_layer", "weighted_sum", "varan"), ("frozen", "lora", "finetune")
+    featurizers, tunings = (
+        ("layer", "last_layer", "weighted_sum", "varan"),
+        ("frozen", "lora", "finetune"),
+    )
     known = featurizers.index(row.featurizer) if row.featurizer in featurizers else len(featurizers)
     return tunings.index(row.tuning), known, row.featurizer
 
@@ -291,11 +349,16 @@ def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> No
             row.difference = paired_difference(row.values, reference.values, reference.label, draws)
     missing = sorted({row.tuning for row in rows if row.tuning not in references})
     if missing and len(rows) > 1:
-        notes.append(f"{rows[0].setup}: no {baseline} among the {' and '.join(missing)} runs, so no difference to it.")
+        notes.append(
+            f"{rows[0].setup}: no {baseline} among the {' and '.join(missing)} runs, so no difference to it."
+        )
 
 
 def paired_difference(
-    values: dict[tuple[str, int], float], reference: dict[tuple[str, int], float], label: str, draws: int = DRAWS
+    values: dict[tuple[str, int], float],
+    reference: dict[tuple[str, int], float],
+    label: str,
+    draws: int = DRAWS,
 ) -> Difference | None:
     """Mean difference over the cells both have, with a 95 % percentile bootstrap interval over these pairs."""
     common = sorted(set(values) & set(reference))

@@ -28,7 +28,9 @@ def run_cell(argv: list[str]) -> None:
     from s3prl_varan.app.cli import parse_args
     from s3prl_varan.app.experiment import run
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # it holds the precision of the cell before
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # it holds the precision of the cell before
     run(parse_args(argv))
 
 

@@ -28,21 +28,57 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", metavar="SWEEP.yaml")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="local processes, which share the cores (default 1)")
-    parser.add_argument("--out", metavar="DIR", help="a folder per cell goes in there (default: result/sweeps/NAME)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the sweep; repeat at will"
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="local processes, which share the cores (default 1)",
     )
-    parser.add_argument("--storage", metavar="URL", help="Optuna storage to share (default: a journal file in the folder)")
-    parser.add_argument("--gpus", default="", metavar="0,1", help="give each worker one of these GPUs")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="list the cells and what they will cost, run nothing")
     parser.add_argument(
-        "--print_worker", "--print-worker", action="store_true", help="print the command of one worker, for SLURM"
+        "--out", metavar="DIR", help="a folder per cell goes in there (default: result/sweeps/NAME)"
     )
-    parser.add_argument("--retry_failed", action="store_true", help="try once more what was given up")
-    parser.add_argument("--no_wait", action="store_true", help="end when no cell is left to start, though others still run some")
     parser.add_argument(
-        "--stale", type=float, default=60.0, metavar="S", help="a worker silent for so long is dead (default 60 s)"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the sweep; repeat at will",
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="Optuna storage to share (default: a journal file in the folder)",
+    )
+    parser.add_argument(
+        "--gpus", default="", metavar="0,1", help="give each worker one of these GPUs"
+    )
+    parser.add_argument(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="list the cells and what they will cost, run nothing",
+    )
+    parser.add_argument(
+        "--print_worker",
+        "--print-worker",
+        action="store_true",
+        help="print the command of one worker, for SLURM",
+    )
+    parser.add_argument(
+        "--retry_failed", action="store_true", help="try once more what was given up"
+    )
+    parser.add_argument(
+        "--no_wait",
+        action="store_true",
+        help="end when no cell is left to start, though others still run some",
+    )
+    parser.add_argument(
+        "--stale",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="a worker silent for so long is dead (default 60 s)",
     )
     parser.add_argument("--entry", help=argparse.SUPPRESS)
     return parser
@@ -89,7 +125,9 @@ def _run(args: argparse.Namespace, spec: Any, cells: list, folder: Path) -> int:
     search = bool(spec.space)
     # A changed sweep is another study; what its cells share with the earlier one is found in their folders.
     name = f"{spec.name}-{key_of(sorted(cell.id for cell in cells))}"
-    study = open_study(args.storage or str(folder / f"{spec.name}.journal"), name, cells[0].higher_is_better, spec)
+    study = open_study(
+        args.storage or str(folder / f"{spec.name}.journal"), name, cells[0].higher_is_better, spec
+    )
     shared = SharedStudy(study, [] if search else [cell.id for cell in cells], spec, args.stale)
     if args.retry_failed:
         print(f"trying {shared.retry_failed()} failed again")
@@ -127,7 +165,15 @@ def _print_best(study: Any) -> None:
 def worker_command(args: argparse.Namespace, folder: Path) -> str:
     """A command line that runs one worker from anywhere, and how to hand it to SLURM."""
     script = Path(__file__).resolve().parents[2] / "run" / "sweep.py"
-    words = [sys.executable, str(script), str(Path(args.sweep).resolve()), "--out", str(folder.resolve()), "--workers", "1"]
+    words = [
+        sys.executable,
+        str(script),
+        str(Path(args.sweep).resolve()),
+        "--out",
+        str(folder.resolve()),
+        "--workers",
+        "1",
+    ]
     for change in args.set:
         words += ["--set", change]
     if args.storage:
@@ -147,13 +193,21 @@ def listing(cells: list, folder: Path, workers: int, trials: int) -> str:
         done = (folder / cell.id / "result.json").is_file()
         seconds = 0.0 if done else costs.seconds(cell)
         left.append(seconds)
-        shown = ", ".join(f"{key.removeprefix('config.')}={value}" for key, value in varied[cell.id].items())
+        shown = ", ".join(
+            f"{key.removeprefix('config.')}={value}" for key, value in varied[cell.id].items()
+        )
         lines.append(f"{cell.id}  {'done' if done else readable_time(seconds):>10}  {shown}")
     if trials:
         lines.append(f"a search of {trials} draws; above are cells at the ends of its space")
         return "\n".join(lines)
     waiting = [seconds for seconds in left if seconds != 0.0]
     known = [seconds for seconds in waiting if seconds is not None]
-    total = readable_time(sum(known) / workers) if len(known) == len(waiting) else "unknown until a first cell has run"
-    lines.append(f"{len(cells)} cells, {len(cells) - len(waiting)} done; the rest on {workers} worker(s): {total}")
+    total = (
+        readable_time(sum(known) / workers)
+        if len(known) == len(waiting)
+        else "unknown until a first cell has run"
+    )
+    lines.append(
+        f"{len(cells)} cells, {len(cells) - len(waiting)} done; the rest on {workers} worker(s): {total}"
+    )
     return "\n".join(lines)

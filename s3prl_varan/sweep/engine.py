@@ -41,7 +41,13 @@ class Engine:
         self.costs = Costs()
         self.costs.read(folder)
         self.ran = 0
-        self.bar = tqdm(total=shared.tally().total, desc="sweep", unit="cell", dynamic_ncols=True, bar_format=_BAR)
+        self.bar = tqdm(
+            total=shared.tally().total,
+            desc="sweep",
+            unit="cell",
+            dynamic_ncols=True,
+            bar_format=_BAR,
+        )
         find = cells_of or (lambda trial: [self.by_id[trial.user_attrs["key"]]])
         self.workers = [
             Worker(
@@ -75,14 +81,21 @@ class Engine:
             if worker.error is not None:
                 raise worker.error
         if self.stopping.is_set():
-            print("interrupted: finished cells are kept, the same command goes on from here", file=sys.stderr)
+            print(
+                "interrupted: finished cells are kept, the same command goes on from here",
+                file=sys.stderr,
+            )
             return 130
         self._point_out_missing()
         return self._failures()
 
     def _point_out_missing(self) -> None:
         done = self.shared.done_keys()
-        missing = [key for key in self.by_id if key in done and not (self.folder / key / "result.json").is_file()]
+        missing = [
+            key
+            for key in self.by_id
+            if key in done and not (self.folder / key / "result.json").is_file()
+        ]
         if missing:
             print(
                 f"{len(missing)} cells are done by the study's book and have no result in {self.folder}: "
@@ -94,13 +107,22 @@ class Engine:
     def _failures(self) -> int:
         failures = self.shared.failures()
         for key, message in failures.items():
-            print(f"failed: {self.folder / key} {self._describe(key)}: {message.splitlines()[0]}", file=sys.stderr)
+            print(
+                f"failed: {self.folder / key} {self._describe(key)}: {message.splitlines()[0]}",
+                file=sys.stderr,
+            )
         if failures:
-            print(f"{len(failures)} failed; see log.txt in their folders, then --retry_failed", file=sys.stderr)
+            print(
+                f"{len(failures)} failed; see log.txt in their folders, then --retry_failed",
+                file=sys.stderr,
+            )
         return 1 if failures else 0
 
     def _describe(self, key: str) -> str:
-        return ", ".join(f"{name.removeprefix('config.')}={value}" for name, value in self.shown.get(key, {}).items())
+        return ", ".join(
+            f"{name.removeprefix('config.')}={value}"
+            for name, value in self.shown.get(key, {}).items()
+        )
 
     def _finished(self, cell: PlannedCell, outcome: Outcome) -> None:
         """Called by the workers."""
@@ -110,25 +132,35 @@ class Engine:
         if outcome.seconds or outcome.end not in ("done", "interrupted"):
             figure = f" dev {cell.metric} {outcome.dev:.2f}" if outcome.dev is not None else ""
             first = f" ({outcome.message.splitlines()[0]})" if outcome.message else ""
-            self.bar.write(f"{cell.id} {outcome.end}{figure} {readable_time(outcome.seconds)} {self._describe(cell.id)}{first}")
+            self.bar.write(
+                f"{cell.id} {outcome.end}{figure} {readable_time(outcome.seconds)} {self._describe(cell.id)}{first}"
+            )
 
     def _show(self) -> None:
         tally = self.shared.tally()
         self.bar.n = tally.done + tally.pruned + tally.failed
         parts = [f"{tally.running} running"]
-        parts += [f"{tally.pruned} pruned"] * bool(tally.pruned) + [f"{tally.failed} failed"] * bool(tally.failed)
+        parts += [f"{tally.pruned} pruned"] * bool(tally.pruned) + [
+            f"{tally.failed} failed"
+        ] * bool(tally.failed)
         left = self._seconds_left(tally.total - self.bar.n)
         parts.append(f"ETA {readable_time(None if left is None else left / max(1, tally.running))}")
         self.bar.set_postfix_str(", ".join(parts))
 
     def _seconds_left(self, left: int) -> float | None:
         """Work left in the whole study, on one worker."""
-        missing = [cell for cell in self.by_id.values() if not (self.folder / cell.id / "result.json").is_file()]
+        missing = [
+            cell
+            for cell in self.by_id.values()
+            if not (self.folder / cell.id / "result.json").is_file()
+        ]
         known = [self.costs.seconds(cell) for cell in missing]
         if not left:
             return 0.0
         if missing and all(seconds is not None for seconds in known):
-            return sum(filter(None, known)) * min(1.0, left / len(missing))  # fewer are left than missing: others' disks
+            return sum(filter(None, known)) * min(
+                1.0, left / len(missing)
+            )  # fewer are left than missing: others' disks
         return None
 
 

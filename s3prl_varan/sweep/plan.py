@@ -58,12 +58,23 @@ def resolve(settings: dict[str, Any]) -> PlannedCell:
     raw, origin = experiment.fresh_config(args)
     experiment.apply_overrides(args, raw)
     experiment.check_flags(args)
-    config = configs.check_config(raw, args.featurizer, experiment.shipped_reference(args.downstream), origin)
+    config = configs.check_config(
+        raw, args.featurizer, experiment.shipped_reference(args.downstream), origin
+    )
     experiment.check_splits(args, config)
     task = find_task(args.downstream)
     plain = {name: value for name, value in vars(args).items() if name not in CALL_FLAGS}
     splits = tuple(experiment.splits_used(args, config, task))
-    return PlannedCell(cell_id(plain, raw), tuple(argv), settings, plain, raw, task.higher_is_better, task.metric, splits)
+    return PlannedCell(
+        cell_id(plain, raw),
+        tuple(argv),
+        settings,
+        plain,
+        raw,
+        task.higher_is_better,
+        task.metric,
+        splits,
+    )
 
 
 def resolve_all(settings: list[dict[str, Any]], source: str) -> list[PlannedCell]:
@@ -77,7 +88,10 @@ def resolve_all(settings: list[dict[str, Any]], source: str) -> list[PlannedCell
         except UserError as error:
             problems[str(error)] += 1
     if problems:
-        listed = [f"{text} (in {count} cell{'s' * (count > 1)})" for text, count in list(problems.items())[:MAX_SHOWN]]
+        listed = [
+            f"{text} (in {count} cell{'s' * (count > 1)})"
+            for text, count in list(problems.items())[:MAX_SHOWN]
+        ]
         if len(problems) > MAX_SHOWN:
             listed.append(f"... and {len(problems) - MAX_SHOWN} more")
         raise problems_error(f"{source}: cells that cannot run:", listed)
@@ -89,10 +103,18 @@ def resolve_spec(spec: Spec, source: str) -> list[PlannedCell]:
     if not spec.space:
         return resolve_all(expand(spec), source)
     first = {key: distribution.values[0] for key, distribution in spec.space.items()}
-    draws = [{**first, key: value} for key, distribution in spec.space.items() for value in distribution.values]
-    cells = resolve_all([settings for drawn in draws for settings in expand(spec, drawn)[:1]], source)
+    draws = [
+        {**first, key: value}
+        for key, distribution in spec.space.items()
+        for value in distribution.values
+    ]
+    cells = resolve_all(
+        [settings for drawn in draws for settings in expand(spec, drawn)[:1]], source
+    )
     if len({cell.args["downstream"] for cell in cells}) > 1:
-        raise UserError(f"{source}: a search compares dev figures, so all its cells need the same downstream.")
+        raise UserError(
+            f"{source}: a search compares dev figures, so all its cells need the same downstream."
+        )
     return cells
 
 
@@ -103,7 +125,11 @@ def check_corpora(cells: list[PlannedCell]) -> None:
     seen = set()
     for cell in cells:
         section, variant = cell.config["downstream_expert"], cell.args.get("downstream_variant")
-        place = json.dumps([cell.args["downstream"], section.get("datarc"), variant, cell.splits], sort_keys=True, default=str)
+        place = json.dumps(
+            [cell.args["downstream"], section.get("datarc"), variant, cell.splits],
+            sort_keys=True,
+            default=str,
+        )
         if place not in seen:
             seen.add(place)
             find_task(cell.args["downstream"]).check_data(section, variant, list(cell.splits))
@@ -111,15 +137,23 @@ def check_corpora(cells: list[PlannedCell]) -> None:
 
 def write_plan(cells: list[PlannedCell], path: Path) -> None:
     """The list of cells, for reports: what was planned and has not started is missing, not forgotten."""
-    entries = [{"id": cell.id, "settings": cell.settings, "args": cell.args, "config": cell.config} for cell in cells]
+    entries = [
+        {"id": cell.id, "settings": cell.settings, "args": cell.args, "config": cell.config}
+        for cell in cells
+    ]
     write_atomic(path, json.dumps({"cells": entries}, default=str) + "\n")
 
 
 def varied_settings(cells: list[PlannedCell]) -> dict[str, dict[str, Any]]:
     """Cell id -> the settings that are not the same in all cells."""
     keys = dict.fromkeys(key for cell in cells for key in cell.settings)
-    differing = [key for key in keys if len({repr(cell.settings.get(key, "-")) for cell in cells}) > 1]
-    return {cell.id: {key: cell.settings[key] for key in differing if key in cell.settings} for cell in cells}
+    differing = [
+        key for key in keys if len({repr(cell.settings.get(key, "-")) for cell in cells}) > 1
+    ]
+    return {
+        cell.id: {key: cell.settings[key] for key in differing if key in cell.settings}
+        for cell in cells
+    }
 
 
 def planned_steps(config: dict[str, Any]) -> int:
@@ -151,13 +185,23 @@ class Costs:
 
     def seconds(self, cell: PlannedCell) -> float | None:
         """Estimate of a cell; None while nothing is known."""
-        rates = self.rates.get(_kind(cell.args)) or [rate for group in self.rates.values() for rate in group]
+        rates = self.rates.get(_kind(cell.args)) or [
+            rate for group in self.rates.values() for rate in group
+        ]
         return statistics.median(rates) * planned_steps(cell.config) if rates else None
 
 
 def _kind(args: dict[str, Any]) -> tuple:
     return tuple(
-        str(args.get(key)) for key in ("upstream", "upstream_ckpt", "downstream", "featurizer", "lora", "upstream_trainable")
+        str(args.get(key))
+        for key in (
+            "upstream",
+            "upstream_ckpt",
+            "downstream",
+            "featurizer",
+            "lora",
+            "upstream_trainable",
+        )
     )
 
 

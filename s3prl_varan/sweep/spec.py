@@ -30,7 +30,18 @@ from s3prl_varan.errors import UserError, did_you_mean, problems_error
 SECTIONS = {"name", "base", "grid", "search"}
 SEARCH_KEYS = {"trials", "pruner", "seed", "space"}
 PRUNERS = ("median", "none")
-OWN_FLAGS = {"help", "mode", "evaluate_split", "override", "past_exp", "auto_resume", "overwrite", "expname", "expdir", "folds"}
+OWN_FLAGS = {
+    "help",
+    "mode",
+    "evaluate_split",
+    "override",
+    "past_exp",
+    "auto_resume",
+    "overwrite",
+    "expname",
+    "expdir",
+    "folds",
+}
 FEATURIZERS = ("last_layer", "layer", "weighted_sum", "varan")
 
 
@@ -85,8 +96,14 @@ def read_spec(path: Path, changes: list[str] | None = None) -> Spec:
 
 def _spec(raw: Any, path: Path, problems: list[str]) -> Spec:
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected name, base and grid or search; found {type(raw).__name__}.")
-    problems += [f"unknown section '{key}'.{did_you_mean(key, SECTIONS)}" for key in raw if key not in SECTIONS]
+        raise UserError(
+            f"{path}: expected name, base and grid or search; found {type(raw).__name__}."
+        )
+    problems += [
+        f"unknown section '{key}'.{did_you_mean(key, SECTIONS)}"
+        for key in raw
+        if key not in SECTIONS
+    ]
     grids = raw.get("grid") or {}
     grids = grids if isinstance(grids, list) else [grids]
     spec = Spec(str(raw.get("name") or path.stem), dict(raw.get("base") or {}), [])
@@ -94,8 +111,12 @@ def _spec(raw: Any, path: Path, problems: list[str]) -> Spec:
         if not isinstance(grid, dict):
             problems.append(f"grid: expected keys with lists of values, found {grid!r}")
             continue
-        spec.grids.append({key: values if isinstance(values, list) else [values] for key, values in grid.items()})
-        problems += [f"grid: {key} has no values" for key, values in spec.grids[-1].items() if not values]
+        spec.grids.append(
+            {key: values if isinstance(values, list) else [values] for key, values in grid.items()}
+        )
+        problems += [
+            f"grid: {key} has no values" for key, values in spec.grids[-1].items() if not values
+        ]
     if not any(spec.grids) and not raw.get("search"):
         problems.append("neither `grid:` nor `search:` says what to vary")
     if raw.get("search"):
@@ -104,24 +125,43 @@ def _spec(raw: Any, path: Path, problems: list[str]) -> Spec:
 
 
 def _read_search(spec: Spec, raw: dict[str, Any], problems: list[str]) -> None:
-    problems += [f"search: unknown key '{key}'.{did_you_mean(key, SEARCH_KEYS)}" for key in raw if key not in SEARCH_KEYS]
-    spec.trials, spec.pruner, spec.seed = raw.get("trials", 0), str(raw.get("pruner", "median")), raw.get("seed")
+    problems += [
+        f"search: unknown key '{key}'.{did_you_mean(key, SEARCH_KEYS)}"
+        for key in raw
+        if key not in SEARCH_KEYS
+    ]
+    spec.trials, spec.pruner, spec.seed = (
+        raw.get("trials", 0),
+        str(raw.get("pruner", "median")),
+        raw.get("seed"),
+    )
     if not isinstance(spec.trials, int) or spec.trials < 1:
         problems.append(f"search.trials: expected a number of trials, found {raw.get('trials')!r}")
     if spec.pruner not in PRUNERS:
-        problems.append(f"search.pruner: expected one of {', '.join(PRUNERS)}; found '{spec.pruner}'")
+        problems.append(
+            f"search.pruner: expected one of {', '.join(PRUNERS)}; found '{spec.pruner}'"
+        )
     if not raw.get("space"):
         problems.append("search: needs `space:`, the keys to search and what to draw them from")
     for key, values in (raw.get("space") or {}).items():
         distribution = _distribution(values)
         if distribution is None:
-            problems.append(f"search.space.{key}: expected {{float: [LOW, HIGH]}}, {{int: [LOW, HIGH]}} or {{choice: [...]}}")
+            problems.append(
+                f"search.space.{key}: expected {{float: [LOW, HIGH]}}, {{int: [LOW, HIGH]}} or {{choice: [...]}}"
+            )
         else:
             spec.space[key] = distribution
 
 
 def _distribution(raw: Any) -> Distribution | None:
-    kind = next((kind for kind in ("float", "int", "choice") if isinstance(raw, dict) and isinstance(raw.get(kind), list)), None)
+    kind = next(
+        (
+            kind
+            for kind in ("float", "int", "choice")
+            if isinstance(raw, dict) and isinstance(raw.get(kind), list)
+        ),
+        None,
+    )
     if kind is None or set(raw) - {kind, "log", "step"}:
         return None
     values, log, step = tuple(raw[kind]), bool(raw.get("log")), raw.get("step")
@@ -170,7 +210,9 @@ def expand(spec: Spec, drawn: dict[str, Any] | None = None) -> list[dict[str, An
     cells = []
     for grid in spec.grids or [{}]:
         for values in itertools.product(*grid.values()):
-            cells.append(_read_keys({**spec.base, **dict(zip(grid, values, strict=True)), **(drawn or {})}))
+            cells.append(
+                _read_keys({**spec.base, **dict(zip(grid, values, strict=True)), **(drawn or {})})
+            )
     return cells
 
 

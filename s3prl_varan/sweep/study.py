@@ -43,7 +43,9 @@ def machine() -> str:
     return "-".join(parts)
 
 
-def open_study(url: str, name: str, higher_is_better: bool, spec: Spec | None = None) -> optuna.Study:
+def open_study(
+    url: str, name: str, higher_is_better: bool, spec: Spec | None = None
+) -> optuna.Study:
     """The study of that name, made where there is none. `url`: a storage URL of Optuna, or the path of a journal file."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -54,19 +56,37 @@ def open_study(url: str, name: str, higher_is_better: bool, spec: Spec | None = 
             from optuna.storages.journal import JournalFileBackend
 
             storage = JournalStorage(JournalFileBackend(url))
-        pruner = optuna.pruners.MedianPruner() if spec and spec.pruner == "median" else optuna.pruners.NopPruner()
+        pruner = (
+            optuna.pruners.MedianPruner()
+            if spec and spec.pruner == "median"
+            else optuna.pruners.NopPruner()
+        )
         direction = StudyDirection.MAXIMIZE if higher_is_better else StudyDirection.MINIMIZE
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction=direction, pruner=pruner)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            load_if_exists=True,
+            direction=direction,
+            pruner=pruner,
+        )
     except Exception as error:
-        raise UserError(f"--storage {url}: cannot be used ({type(error).__name__}: {error}).") from error
-    seed = None if spec is None or spec.seed is None else spec.seed + len(study.get_trials(deepcopy=False))
+        raise UserError(
+            f"--storage {url}: cannot be used ({type(error).__name__}: {error})."
+        ) from error
+    seed = (
+        None
+        if spec is None or spec.seed is None
+        else spec.seed + len(study.get_trials(deepcopy=False))
+    )
     study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return study
 
 
 def key_of(content: Any) -> str:
     """A short hash of plain values: the key of a draw, the mark of a plan."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[
+        :12
+    ]
 
 
 @dataclass
@@ -83,7 +103,9 @@ class Tally:
 class SharedStudy:
     """This process's hold on the study. `keys`: the cells of a grid; empty for a search, which has `spec.trials` draws."""
 
-    def __init__(self, study: optuna.Study, keys: list[str], spec: Spec | None = None, stale: float = 60.0):
+    def __init__(
+        self, study: optuna.Study, keys: list[str], spec: Spec | None = None, stale: float = 60.0
+    ):
         self.study, self.keys, self.stale = study, keys, stale
         self.space: dict[str, Distribution] = spec.space if spec else {}
         self.trials = spec.trials if spec else 0
@@ -91,7 +113,9 @@ class SharedStudy:
         self.lock = threading.RLock()
         self.held: dict[int, Trial] = {}  # by number
         self.lost: set[int] = set()  # taken from us: we were thought dead
-        self.seen: dict[int, tuple[int, float]] = {}  # number -> last beat of another's trial, and when it changed
+        self.seen: dict[
+            int, tuple[int, float]
+        ] = {}  # number -> last beat of another's trial, and when it changed
         self.beats = 0
 
     # ---- taking work
@@ -124,16 +148,24 @@ class SharedStudy:
     def _draws(self) -> list[FrozenTrial]:
         """The trials of a search that count against its number: what failed counts, a second go at it does not."""
         trials = self.study.get_trials(deepcopy=False)
-        return [one for one in trials if "key" in one.user_attrs and not {"again", "surplus"} & set(one.user_attrs)]
+        return [
+            one
+            for one in trials
+            if "key" in one.user_attrs and not {"again", "surplus"} & set(one.user_attrs)
+        ]
 
     def draw(self, trial: Trial) -> dict[str, Any]:
         """The trial's values: drawn the first time, the same ever after."""
         drawn: dict[str, Any] = {}
         for key, one in self.space.items():
             if one.kind == "choice":
-                drawn[key] = json.loads(trial.suggest_categorical(key, [json.dumps(value) for value in one.values]))
+                drawn[key] = json.loads(
+                    trial.suggest_categorical(key, [json.dumps(value) for value in one.values])
+                )
             elif one.kind == "int":
-                drawn[key] = trial.suggest_int(key, *one.values, step=int(one.step or 1), log=one.log)
+                drawn[key] = trial.suggest_int(
+                    key, *one.values, step=int(one.step or 1), log=one.log
+                )
             else:
                 drawn[key] = trial.suggest_float(key, *one.values, step=one.step, log=one.log)
         return drawn
@@ -146,12 +178,23 @@ class SharedStudy:
                 trial.set_user_attr("surplus", True)
                 return True
         key = trial.user_attrs["key"]
-        alive = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
-        return any(other.user_attrs.get("key") == key and other.number < trial.number for other in alive)
+        alive = self.study.get_trials(
+            deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+        )
+        return any(
+            other.user_attrs.get("key") == key and other.number < trial.number for other in alive
+        )
 
     # ---- ending it
 
-    def finish(self, trial: Trial, state: TrialState, end: str, value: float | None = None, message: str = "") -> None:
+    def finish(
+        self,
+        trial: Trial,
+        state: TrialState,
+        end: str,
+        value: float | None = None,
+        message: str = "",
+    ) -> None:
         """Say how a piece of work ended. Says nothing where it was taken from us meanwhile."""
         with self.lock:
             self.held.pop(trial.number, None)
@@ -168,7 +211,11 @@ class SharedStudy:
     def gives_up(self, trial: Trial) -> bool:
         """Would one more crash of this piece of work be one too many?"""
         key = trial.user_attrs.get("key")
-        others = [other for other in self.study.get_trials(deepcopy=False) if other.user_attrs.get("key") == key]
+        others = [
+            other
+            for other in self.study.get_trials(deepcopy=False)
+            if other.user_attrs.get("key") == key
+        ]
         return _failures(others) + 1 > RETRIES
 
     # ---- watching over the others
@@ -210,7 +257,11 @@ class SharedStudy:
 
     def _enqueue(self, key: str, trials: list[FrozenTrial], *, forced: bool) -> None:
         drawn = next((trial.params for trial in trials if trial.params), {})
-        marks = {"key": key, **({"again": True} if trials else {}), **({"forced": True} if forced else {})}
+        marks = {
+            "key": key,
+            **({"again": True} if trials else {}),
+            **({"forced": True} if forced else {}),
+        }
         self.study.enqueue_trial(drawn, user_attrs=marks)
 
     def _by_key(self) -> dict[str, list[FrozenTrial]]:
@@ -233,14 +284,23 @@ class SharedStudy:
         """Is nothing left, neither waiting nor running anywhere?"""
         with self.lock:
             self._reconcile()
-            return not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)) and not self._room()
+            return (
+                not self.study.get_trials(
+                    deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)
+                )
+                and not self._room()
+            )
 
     def tally(self) -> Tally:
         """Counts over the whole study."""
         by_key = self._by_key()
         wanted = {key: by_key.get(key, []) for key in self.keys} if self.keys else by_key
         states = [{trial.state for trial in trials} for trials in wanted.values()]
-        repeated = [one for one in self._draws() if one.user_attrs.get("end") == "duplicate"] if self.space else []
+        repeated = (
+            [one for one in self._draws() if one.user_attrs.get("end") == "duplicate"]
+            if self.space
+            else []
+        )
         return Tally(
             total=len(self.keys) or self.trials,
             done=sum(TrialState.COMPLETE in held for held in states) + len(repeated),
@@ -251,11 +311,18 @@ class SharedStudy:
 
     def done_keys(self) -> set[str]:
         """Keys of all complete trials."""
-        return {trial.user_attrs.get("key", "") for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
+        return {
+            trial.user_attrs.get("key", "")
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        }
 
     def failures(self) -> dict[str, str]:
         """Key -> what the last failure said, of all that was given up."""
-        return {key: _last_message(trials) for key, trials in self._by_key().items() if _given_up(trials)}
+        return {
+            key: _last_message(trials)
+            for key, trials in self._by_key().items()
+            if _given_up(trials)
+        }
 
 
 def _since_forced(trials: list[FrozenTrial]) -> list[FrozenTrial]:
@@ -273,11 +340,17 @@ def _given_up(trials: list[FrozenTrial]) -> bool:
     recent = _since_forced(trials)
     if any(trial.state in ALIVE for trial in recent):
         return False
-    return _failures(recent) > RETRIES or any(trial.user_attrs.get("end") == "user_error" for trial in recent)
+    return _failures(recent) > RETRIES or any(
+        trial.user_attrs.get("end") == "user_error" for trial in recent
+    )
 
 
 def _last_message(trials: list[FrozenTrial]) -> str:
-    messages = [trial.user_attrs.get("message", "its worker was killed") for trial in trials if trial.state == TrialState.FAIL]
+    messages = [
+        trial.user_attrs.get("message", "its worker was killed")
+        for trial in trials
+        if trial.state == TrialState.FAIL
+    ]
     return messages[-1] if messages else ""
 
 

@@ -66,7 +66,9 @@ class Child:
             text=True,
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
-        threading.Thread(target=self._listen, args=(self.process, self.answers), daemon=True).start()
+        threading.Thread(
+            target=self._listen, args=(self.process, self.answers), daemon=True
+        ).start()
 
     @staticmethod
     def _listen(process: subprocess.Popen, answers: "queue.Queue[dict | None]") -> None:
@@ -177,8 +179,14 @@ class Worker(threading.Thread):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STATUS).unlink(missing_ok=True)
         started = time.monotonic()
-        shared_features = ["--cache", str(self.folder / "features")] if cell.settings.get("cache") == "auto" else []
-        self.child.send([*cell.argv, *shared_features, "--expdir", str(folder), "--auto_resume"], folder)
+        shared_features = (
+            ["--cache", str(self.folder / "features")]
+            if cell.settings.get("cache") == "auto"
+            else []
+        )
+        self.child.send(
+            [*cell.argv, *shared_features, "--expdir", str(folder), "--auto_resume"], folder
+        )
         asked: tuple[str, float] | None = None  # why the cell was asked to stop, and when
         while True:
             try:
@@ -197,7 +205,9 @@ class Worker(threading.Thread):
             outcome.dev, outcome.seconds = _dev_figure(folder), time.monotonic() - started
         return outcome
 
-    def _reason_to_stop(self, cell: PlannedCell, trial: Trial, folder: Path, before: list[float]) -> tuple[str, float] | None:
+    def _reason_to_stop(
+        self, cell: PlannedCell, trial: Trial, folder: Path, before: list[float]
+    ) -> tuple[str, float] | None:
         reason = None
         if self.stopping.is_set():
             reason = "interrupted"
@@ -218,7 +228,11 @@ class Worker(threading.Thread):
         known = self.reported[trial.number]
         for row in read_metrics(folder):
             step = len(before) * total + int(row.get("step", 0))
-            if str(row.get("split", "")).startswith("dev") and cell.metric in row and step not in known:
+            if (
+                str(row.get("split", "")).startswith("dev")
+                and cell.metric in row
+                and step not in known
+            ):
                 known.add(step)
                 trial.report((sum(before) + row[cell.metric]) / (len(before) + 1), step)
         return bool(known) and trial.should_prune()
@@ -244,13 +258,19 @@ def _dev_figure(folder: Path) -> float | None:
 
 def child_environment(number: int, workers: int, gpus: list[str]) -> dict[str, str]:
     """The child's environment: its share of the cores, its GPU, and this package importable."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     environment = dict(os.environ)
     threads = environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    environment.setdefault("MKL_NUM_THREADS", threads)  # MKL would take all cores, and wait for the others' work
+    environment.setdefault(
+        "MKL_NUM_THREADS", threads
+    )  # MKL would take all cores, and wait for the others' work
     environment.setdefault("TQDM_MININTERVAL", "30")  # seconds: a log is no terminal
     package_parent = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_parent, environment.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (package_parent, environment.get("PYTHONPATH")))
+    )
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     return environment

@@ -11,7 +11,8 @@ def classification(records: dict[str, list]) -> dict[str, float]:
     present = sorted(set(truth))
     return {
         "acc": 100.0 * accuracy_score(truth, predicted),
-        "uar": 100.0 * recall_score(truth, predicted, labels=present, average="macro", zero_division=0),
+        "uar": 100.0
+        * recall_score(truth, predicted, labels=present, average="macro", zero_division=0),
         "f1": 100.0 * f1_score(truth, predicted, labels=present, average="macro", zero_division=0),
     }
 

@@ -20,14 +20,20 @@ class Task:
     metric: str  # the figure that chooses the best checkpoint
     higher_is_better: bool
     measure: Callable[[Records], dict[str, float]]  # records of a whole split -> figures in percent
-    check_data: Callable[[dict[str, Any], str | None, list[str]], None] = lambda section, variant, splits: None
-    adjust: Callable[[Any, dict[str, Any], str | None], None] = lambda expert, section, variant: None
+    check_data: Callable[[dict[str, Any], str | None, list[str]], None] = (
+        lambda section, variant, splits: None
+    )
+    adjust: Callable[[Any, dict[str, Any], str | None], None] = lambda expert, section, variant: (
+        None
+    )
     truth: str = "truth"  # records' key of the labels
     predict: str = "predict"
     filename: str = "filename"
     default_fold: str | None = None
     splits: Callable[[dict[str, Any]], list[str]] = lambda section: ["train", "dev", "test"]
-    expert_section: Callable[[dict[str, Any]], dict[str, Any]] = lambda section: section  # as s3prl's expert is to see it
+    expert_section: Callable[[dict[str, Any]], dict[str, Any]] = lambda section: (
+        section
+    )  # as s3prl's expert is to see it
     infer: Callable[..., None] | None = None  # its own -m inference: (args, model, device)
 
     def better(self, value: float, than: float | None) -> bool:
@@ -54,9 +60,17 @@ def _check_emotion(section: dict[str, Any], variant: str | None, splits: list[st
     problems = []
     if not root.is_dir():
         problems.append(f"config.downstream_expert.datarc.root: no folder {root}")
-    missing = [name for name in ("train_meta_data.json", "test_meta_data.json") if not (folder / name).is_file()]
+    missing = [
+        name
+        for name in ("train_meta_data.json", "test_meta_data.json")
+        if not (folder / name).is_file()
+    ]
     if missing:
-        there = sorted(path.name.replace("Session", "fold") for path in folder.parent.glob("*") if path.is_dir())
+        there = sorted(
+            path.name.replace("Session", "fold")
+            for path in folder.parent.glob("*")
+            if path.is_dir()
+        )
         folds = f" (-v can be: {', '.join(there)})" if there else ""
         problems.append(f"no {' and no '.join(missing)} in {folder}{folds}")
     if not problems:
@@ -73,14 +87,18 @@ def _emotion_clip_problems(root: Path, folder: Path) -> list[str]:
     problems, paths = [], set()
     for file in sorted(folder.glob("*_meta_data.json")):
         try:
-            paths |= {entry["path"] for entry in json.loads(file.read_text(encoding="utf-8"))["meta_data"]}
+            paths |= {
+                entry["path"] for entry in json.loads(file.read_text(encoding="utf-8"))["meta_data"]
+            }
         except (ValueError, KeyError, TypeError) as error:
             problems.append(f"{file}: not emotion metadata ({type(error).__name__}: {error})")
     for found in examine_audio_files((root / path for path in sorted(paths)), decode=False):
         if found.problem:
             problems.append(found.problem)
         elif found.info is not None and not found.info.is_16k_mono:
-            problems.append(f"{found.path}: {found.info.rate} Hz, {found.info.channels} channel(s); expected 16 kHz mono")
+            problems.append(
+                f"{found.path}: {found.info.rate} Hz, {found.info.channels} channel(s); expected 16 kHz mono"
+            )
     return problems
 
 
@@ -91,7 +109,9 @@ def _speaker_independent_dev(expert: Any, section: dict[str, Any], variant: str 
     path = _emotion_folder(section, variant) / "dev_meta_data.json"
     if path.is_file():
         expert.train_dataset = expert.train_dataset.dataset
-        expert.dev_dataset = IEMOCAPDataset(section["datarc"]["root"], str(path), section["datarc"]["pre_load"])
+        expert.dev_dataset = IEMOCAPDataset(
+            section["datarc"]["root"], str(path), section["datarc"]["pre_load"]
+        )
 
 
 def _paths_exist(*keys: str) -> Callable[[dict[str, Any], str | None, list[str]], None]:
@@ -100,9 +120,15 @@ def _paths_exist(*keys: str) -> Callable[[dict[str, Any], str | None, list[str]]
     def check(section: dict[str, Any], variant: str | None, splits: list[str]) -> None:
         datarc = section["datarc"]
         absent = [key for key in keys if not Path(str(datarc.get(key))).exists()]
-        missing = [f"config.downstream_expert.datarc.{key}: nothing at {datarc.get(key)}" for key in absent]
+        missing = [
+            f"config.downstream_expert.datarc.{key}: nothing at {datarc.get(key)}" for key in absent
+        ]
         if missing:
-            raise problems_error("The corpus is not there:", missing, "Set these keys with -o or in a config given by -c.")
+            raise problems_error(
+                "The corpus is not there:",
+                missing,
+                "Set these keys with -o or in a config given by -c.",
+            )
 
     return check
 
@@ -182,7 +208,9 @@ def find_task(name: str) -> Task:
             f"Downstream '{name}' cannot be adapted to layer-wise heads: {_WHY_NOT[name]}. "
             f"Use s3prl's own run_downstream.py for it (weighted sum only), or one of: {known}."
         )
-    raise UserError(f"Unknown downstream '{name}': expected one of {known}.{did_you_mean(name, TASKS)}")
+    raise UserError(
+        f"Unknown downstream '{name}': expected one of {known}.{did_you_mean(name, TASKS)}"
+    )
 
 
 from s3prl_varan.tasks.asr import task as _asr  # noqa: E402, F401 (registers itself)

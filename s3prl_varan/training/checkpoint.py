@@ -37,7 +37,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and OS errors of many kinds
-        raise UserError(f"{path}: not a checkpoint that can be read ({type(error).__name__}: {error}).") from error
+        raise UserError(
+            f"{path}: not a checkpoint that can be read ({type(error).__name__}: {error})."
+        ) from error
     if not isinstance(payload, dict) or "Featurizer" not in payload:
         raise UserError(f"{path}: not a checkpoint of this program (no 'Featurizer' in it).")
     return payload
@@ -54,7 +56,9 @@ def find_checkpoint(place: str, *, resume: bool) -> Path:
     best = path / BEST
     candidates = states[-1:] if resume else ([best] if best.is_file() else states[-1:])
     if not candidates:
-        raise UserError(f"-e: no {'states-*.ckpt' if resume else BEST} in {place}: was this run trained to its first checkpoint?")
+        raise UserError(
+            f"-e: no {'states-*.ckpt' if resume else BEST} in {place}: was this run trained to its first checkpoint?"
+        )
     return candidates[0]
 
 
@@ -65,7 +69,11 @@ def model_state(model: SpeechModel, *, lora: dict[str, Any] | None) -> dict[str,
     upstream = model.upstream
     full = upstream.state_dict() if model.trains_upstream and lora is None else None
     return {
-        "upstream": {"name": upstream.name, "ckpt": upstream.ckpt, "fingerprint": upstream.fingerprint()},
+        "upstream": {
+            "name": upstream.name,
+            "ckpt": upstream.ckpt,
+            "fingerprint": upstream.fingerprint(),
+        },
         "lora": None if lora is None else {"options": lora, "state": lora_state_dict(upstream)},
         "Upstream": full,
         "Featurizer": model.featurizer.state_dict(),
@@ -91,7 +99,9 @@ def load_model_state(model: SpeechModel, payload: dict[str, Any], source: Path) 
     heads_alone = isinstance(model.downstream.expert, HeadsOnly)
     state = payload["Downstream"]
     if heads_alone:  # the expert's own buffers (such as its best score) have no place there
-        state = {name: tensor for name, tensor in state.items() if name in model.downstream.state_dict()}
+        state = {
+            name: tensor for name, tensor in state.items() if name in model.downstream.state_dict()
+        }
     _load(model.downstream, state, "downstream", source)
 
 
@@ -105,5 +115,9 @@ def _load(module: torch.nn.Module, state: dict[str, Any], part: str, source: Pat
         if key in state and state[key].shape != own[key].shape
     ]
     if problems:
-        raise problems_error(f"{source} does not fit this model:", problems[:8], "Use the config and flags it was trained with.")
+        raise problems_error(
+            f"{source} does not fit this model:",
+            problems[:8],
+            "Use the config and flags it was trained with.",
+        )
     module.load_state_dict(state)

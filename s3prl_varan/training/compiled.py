@@ -22,9 +22,13 @@ def compile_model(model: SpeechModel) -> str:
     parts: list[nn.Module] = [model.upstream.get_submodule(name) for name in layers]
     heads = getattr(model.downstream.expert.model, "heads", None)
     posterior = getattr(model.featurizer, "posterior", None)
-    parts += [part for part in (posterior, heads) if isinstance(part, LayerPosterior | LinearHeads)]  # others may pack sequences
+    parts += [
+        part for part in (posterior, heads) if isinstance(part, LayerPosterior | LinearHeads)
+    ]  # others may pack sequences
     # LoRA gives every layer a class of its own, and each class is compiled for training and for evaluation.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * max(1, len(layers)))
+    torch._dynamo.config.recompile_limit = max(
+        torch._dynamo.config.recompile_limit, 8 * max(1, len(layers))
+    )
     for part in parts:
         part.forward = torch.compile(part.forward, dynamic=True)  # type: ignore[method-assign]
     return f"compile: {len(layers)} layers of the upstream, {len(parts) - len(layers)} modules after it; the first steps are slow"

@@ -14,8 +14,14 @@ def item_samples(dataset: Any) -> list[list[int]] | None:
     An item is what dataset[index] gives: one clip, or for s3prl's ASR dataset a batch that it has put together itself.
     """
     indices = None
-    while hasattr(dataset, "indices") and hasattr(dataset, "dataset"):  # torch's Subset, as random_split makes them
-        indices = list(dataset.indices) if indices is None else [dataset.indices[index] for index in indices]
+    while hasattr(dataset, "indices") and hasattr(
+        dataset, "dataset"
+    ):  # torch's Subset, as random_split makes them
+        indices = (
+            list(dataset.indices)
+            if indices is None
+            else [dataset.indices[index] for index in indices]
+        )
         dataset = dataset.dataset
     reader = next((read for fits, read in _READERS if fits(dataset)), None)
     if reader is None:
@@ -23,7 +29,10 @@ def item_samples(dataset: Any) -> list[list[int]] | None:
     items = range(len(dataset)) if indices is None else indices
     try:
         return [reader(dataset, index) for index in items]
-    except (OSError, RuntimeError):  # a file is missing or unreadable: whoever loads it says so better
+    except (
+        OSError,
+        RuntimeError,
+    ):  # a file is missing or unreadable: whoever loads it says so better
         return None
 
 

@@ -37,7 +37,9 @@ class EpochBatches:
         self.seed, self.rank, self.world, self.start = seed, rank, world, start
         sampler: Any = loader.sampler
         plain = isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler))
-        self.own_sampler = None if plain else sampler  # a weighted one, say: the expert's choice stands
+        self.own_sampler = (
+            None if plain else sampler
+        )  # a weighted one, say: the expert's choice stands
         self.lengths, self.max_samples = lengths, max_samples
 
     def order(self, epoch: int) -> list[int]:
@@ -55,9 +57,16 @@ class EpochBatches:
             batches = cut(order, self.batch_size)
         else:  # sorted within pools of an epoch in random order, so that batches differ from epoch to epoch
             pools = cut(order, POOL_BATCHES * self.batch_size)
-            batches = [batch for pool in pools for batch in cut_by_length(pool, self.lengths, self.batch_size, self.max_samples)]
+            batches = [
+                batch
+                for pool in pools
+                for batch in cut_by_length(pool, self.lengths, self.batch_size, self.max_samples)
+            ]
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch + 1)
-            batches = [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+            batches = [
+                batches[index]
+                for index in torch.randperm(len(batches), generator=generator).tolist()
+            ]
         rounds = -(-len(batches) // self.world)
         return [batches[(step * self.world + self.rank) % len(batches)] for step in range(rounds)]
 
@@ -75,7 +84,9 @@ def cut(indices: Sequence[int], size: int) -> list[list[int]]:
     return [list(indices[at : at + size]) for at in range(0, len(indices), size)]
 
 
-def cut_by_length(indices: Sequence[int], lengths: Sequence[int], size: int, max_samples: float | None) -> list[list[int]]:
+def cut_by_length(
+    indices: Sequence[int], lengths: Sequence[int], size: int, max_samples: float | None
+) -> list[list[int]]:
     """Batches of similar length: of `size` items, or of as many as `max_samples` holds once they are padded to the longest."""
     longest_first = sorted(indices, key=lambda index: -lengths[index])
     if max_samples is None:
@@ -119,7 +130,11 @@ def eval_loader(
     """
     count, size = _sizes(loader)
     indices = range(count)
-    batches = cut(indices, size) if lengths is None else cut_by_length(indices, lengths, size, max_samples)
+    batches = (
+        cut(indices, size)
+        if lengths is None
+        else cut_by_length(indices, lengths, size, max_samples)
+    )
     return _rebuilt(loader, batches[rank::world], seed=0)
 
 

@@ -34,14 +34,23 @@ def parameter_table(parts: Mapping[str, nn.Module]) -> list[PartSize]:
 def format_parameter_table(rows: list[PartSize]) -> str:
     """The table as text, columns aligned."""
     cells = [("part", "trainable", "total", "%")]
-    cells += [(row.part, f"{row.trainable:,}", f"{row.total:,}", f"{row.percent:.2f}") for row in rows]
+    cells += [
+        (row.part, f"{row.trainable:,}", f"{row.total:,}", f"{row.percent:.2f}") for row in rows
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         for row in cells
     )
 
 
 def _size(name: str, parameters: Iterable[nn.Parameter]) -> PartSize:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
-    return PartSize(name, sum(count for count, trains in sizes if trains), sum(count for count, _ in sizes))
+    return PartSize(
+        name, sum(count for count, trains in sizes if trains), sum(count for count, _ in sizes)
+    )

@@ -36,7 +36,12 @@ class Best:
 
 
 def experiment_result(
-    args: Namespace, config: Config, task: Task, model: SpeechModel, best: Best, done: dict[str, Evaluation]
+    args: Namespace,
+    config: Config,
+    task: Task,
+    model: SpeechModel,
+    best: Best,
+    done: dict[str, Evaluation],
 ) -> dict[str, Any]:
     """The content of result.json: what was run, the best on dev, the figures of the test splits, where the weights lie."""
     result: dict[str, Any] = {
@@ -52,15 +57,25 @@ def experiment_result(
         "dev": best.figures,
         "test": {split: evaluation.figures for split, evaluation in done.items()},
         "layers": model.featurizer.layers,
-        "parameters": {row.part: {"trainable": row.trainable, "total": row.total} for row in model_parameters(model)},
+        "parameters": {
+            row.part: {"trainable": row.trainable, "total": row.total}
+            for row in model_parameters(model)
+        },
         "args": plain_args(args),
         "config": config.raw,
     }
     for split, evaluation in done.items():
         records = evaluation.records
-        result.setdefault("layer_weights", {})[split] = torch.tensor(records["layer_weights"]).mean(dim=0).tolist()
-        if task.predict in records and len(set(map(str, records[task.truth]))) <= MAX_CONFUSION_CLASSES:
-            result.setdefault("confusion", {})[split] = confusion(records[task.truth], records[task.predict])
+        result.setdefault("layer_weights", {})[split] = (
+            torch.tensor(records["layer_weights"]).mean(dim=0).tolist()
+        )
+        if (
+            task.predict in records
+            and len(set(map(str, records[task.truth]))) <= MAX_CONFUSION_CLASSES
+        ):
+            result.setdefault("confusion", {})[split] = confusion(
+                records[task.truth], records[task.predict]
+            )
     return result
 
 
@@ -71,7 +86,9 @@ def plain_args(args: Namespace) -> dict[str, Any]:
 
 def model_parameters(model: SpeechModel) -> list[PartSize]:
     """Trainable and total parameters of each part, and of all."""
-    return parameter_table({"upstream": model.upstream, "featurizer": model.featurizer, "downstream": model.downstream})
+    return parameter_table(
+        {"upstream": model.upstream, "featurizer": model.featurizer, "downstream": model.downstream}
+    )
 
 
 def figures_table(rows: dict[str, dict[str, float]]) -> str:
@@ -79,5 +96,8 @@ def figures_table(rows: dict[str, dict[str, float]]) -> str:
     names = list(next(iter(rows.values())))
     width = max(len("split"), *(len(split) for split in rows))
     lines = ["  ".join([f"{'split':<{width}}", *(f"{name:>8}" for name in names)])]
-    lines += ["  ".join([f"{split:<{width}}", *(f"{figures[name]:8.2f}" for name in names)]) for split, figures in rows.items()]
+    lines += [
+        "  ".join([f"{split:<{width}}", *(f"{figures[name]:8.2f}" for name in names)])
+        for split, figures in rows.items()
+    ]
     return "\n".join(lines)

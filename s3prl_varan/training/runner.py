@@ -22,13 +22,27 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.layerwise.downstream import heads_spec, quiet
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.tasks.registry import Task
-from s3prl_varan.training.checkpoint import BEST, load_checkpoint, load_model_state, model_state, save_checkpoint, write_atomic
+from s3prl_varan.training.checkpoint import (
+    BEST,
+    load_checkpoint,
+    load_model_state,
+    model_state,
+    save_checkpoint,
+    write_atomic,
+)
 from s3prl_varan.training.layer_report import write_layer_weights
 from s3prl_varan.training.lengths import SAMPLE_RATE
 from s3prl_varan.training.loaders import EpochBatches, eval_loader, lengths_to_batch, train_loader
 from s3prl_varan.training.optim import build_optimizer, build_scheduler
 from s3prl_varan.training.parameter_table import format_parameter_table
-from s3prl_varan.training.results import Best, Evaluation, experiment_result, figures_table, model_parameters, plain_args
+from s3prl_varan.training.results import (
+    Best,
+    Evaluation,
+    experiment_result,
+    figures_table,
+    model_parameters,
+    plain_args,
+)
 from s3prl_varan.tuning.lora import check_lora_gradients
 
 
@@ -50,7 +64,9 @@ class Runner:
         self.device = self.accelerator.device
         self.model.to(self.device)
         self.is_main = self.accelerator.is_main_process
-        self.writer = SummaryWriter(str(self.expdir)) if self.is_main and args.mode == "train" else None
+        self.writer = (
+            SummaryWriter(str(self.expdir)) if self.is_main and args.mode == "train" else None
+        )
         self.eval_loaders: dict[str, Any] = {}
         self.lora_checked = False
         if args.verbose and self.is_main:
@@ -66,11 +82,17 @@ class Runner:
         """Take the frozen upstream's features from the cache, and say what will fit."""
         from s3prl_varan.features.cache import attach_cache
 
-        options, asked = self.config.runner, experiment.split_names(self.args, self.task, self.config)
+        options, asked = (
+            self.config.runner,
+            experiment.split_names(self.args, self.task, self.config),
+        )
         if self.args.mode == "train":
             asked = [options.train_dataloader, *options.eval_dataloaders, *asked]
         with quiet():
-            datasets = [self.model.downstream.expert.get_dataloader(split).dataset for split in dict.fromkeys(asked)]
+            datasets = [
+                self.model.downstream.expert.get_dataloader(split).dataset
+                for split in dict.fromkeys(asked)
+            ]
         root = self.expdir / "cache" if self.args.cache == "auto" else Path(self.args.cache)
         message = attach_cache(self.model, root, datasets, budget_gb=self.args.cache_gb)
         if self.is_main:
@@ -82,9 +104,14 @@ class Runner:
         """Train to total_steps (or until early_stop), then evaluate the best checkpoint on the test splits."""
         options, started = self.config.runner, time.perf_counter()
         if self.is_main:
-            write_atomic(self.expdir / "config.yaml", _to_yaml({"args": plain_args(self.args), "config": self.config.raw}))
+            write_atomic(
+                self.expdir / "config.yaml",
+                _to_yaml({"args": plain_args(self.args), "config": self.config.raw}),
+            )
         optimizer = build_optimizer(self.model, self.config)
-        scheduler = build_scheduler(optimizer, options.total_steps, self.config.raw.get("scheduler"))
+        scheduler = build_scheduler(
+            optimizer, options.total_steps, self.config.raw.get("scheduler")
+        )
         step, best = 0, Best()
         if resume is not None:
             step, best = resume["Step"], Best(**resume["Best"])
@@ -94,12 +121,19 @@ class Runner:
             torch.set_rng_state(resume["Rng"])
         if self.is_main:
             print(format_parameter_table(model_parameters(self.model)))
-        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trainable = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad
+        ]
         wrapped, optimizer = self.accelerator.prepare(self.model, optimizer)
         batches = self._train_batches(step * options.gradient_accumulate_steps)
         stream = iter(batches)
         bar = tqdm(
-            total=options.total_steps, initial=step, desc="train", unit="step", disable=not self.is_main, dynamic_ncols=True
+            total=options.total_steps,
+            initial=step,
+            desc="train",
+            unit="step",
+            disable=not self.is_main,
+            dynamic_ncols=True,
         )
         records: dict[str, list] = defaultdict(list)
         losses: list[dict[str, Tensor]] = []
@@ -125,7 +159,9 @@ class Runner:
 
     def _train_batches(self, start: int) -> Any:
         with quiet():
-            loader = self.model.downstream.expert.get_dataloader(self.config.runner.train_dataloader)
+            loader = self.model.downstream.expert.get_dataloader(
+                self.config.runner.train_dataloader
+            )
         world = self.accelerator.num_processes
         batches = EpochBatches(
             loader,
@@ -143,10 +179,19 @@ class Runner:
         if not options.batch_by_length:
             return {}
         seconds = options.batch_seconds
-        return {"lengths": lengths_to_batch(loader.dataset, split), "max_samples": seconds and seconds * SAMPLE_RATE}
+        return {
+            "lengths": lengths_to_batch(loader.dataset, split),
+            "max_samples": seconds and seconds * SAMPLE_RATE,
+        }
 
     def _step(
-        self, wrapped: Any, optimizer: Any, scheduler: Any, stream: Any, records: dict[str, list], step: int
+        self,
+        wrapped: Any,
+        optimizer: Any,
+        scheduler: Any,
+        stream: Any,
+        records: dict[str, list],
+        step: int,
     ) -> dict[str, Tensor]:
         """One optimizer step, over gradient_accumulate_steps batches. Returns the mean terms, on the device."""
         options = self.config.runner
@@ -154,7 +199,9 @@ class Runner:
         for _ in range(options.gradient_accumulate_steps):
             wavs, *others = next(stream)
             with self.accelerator.accumulate(wrapped):
-                terms = wrapped(options.train_dataloader, self._to_device(wavs), tuple(others), records)
+                terms = wrapped(
+                    options.train_dataloader, self._to_device(wavs), tuple(others), records
+                )
                 self.accelerator.backward(terms["loss"])
                 if self.args.lora and not self.lora_checked:
                     check_lora_gradients(self.model.upstream)
@@ -166,7 +213,9 @@ class Runner:
                 optimizer.step()
                 optimizer.zero_grad()
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.detach().float() / options.gradient_accumulate_steps
+                sums[name] = (
+                    sums.get(name, 0.0) + term.detach().float() / options.gradient_accumulate_steps
+                )
         if scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
             scheduler.step()
         return sums
@@ -174,7 +223,9 @@ class Runner:
     def _check_finite(self, terms: dict[str, Tensor], norm: Tensor | None, step: int) -> None:
         """Stop on a loss that is no number. (fp16's loss scaling overflows in passing: then only the norm is not finite.)"""
         scaled = self.accelerator.scaler is not None
-        bad = not bool(torch.isfinite(terms["loss"])) or (not scaled and norm is not None and not math.isfinite(float(norm)))
+        bad = not bool(torch.isfinite(terms["loss"])) or (
+            not scaled and norm is not None and not math.isfinite(float(norm))
+        )
         if bad:
             shown = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
             raise UserError(
@@ -183,19 +234,29 @@ class Runner:
             )
 
     def _to_device(self, wavs: Any) -> list[Tensor]:
-        device = "cpu" if self.model.cached_encoder is not None else self.device  # a cache looks at the samples first
-        return [torch.as_tensor(wav, dtype=torch.float32).to(device, non_blocking=True) for wav in wavs]
+        device = (
+            "cpu" if self.model.cached_encoder is not None else self.device
+        )  # a cache looks at the samples first
+        return [
+            torch.as_tensor(wav, dtype=torch.float32).to(device, non_blocking=True) for wav in wavs
+        ]
 
     def _flat(self, best: Best) -> bool:
         """Has dev stopped improving?"""
         patience = self.config.runner.early_stop
         return patience > 0 and best.evaluations_since >= patience
 
-    def _log_training(self, step: int, records: dict, losses: list[dict[str, Tensor]], optimizer: Any, bar: tqdm) -> None:
-        means = {name: float(torch.stack([terms[name] for terms in losses]).mean()) for name in losses[0]}
+    def _log_training(
+        self, step: int, records: dict, losses: list[dict[str, Tensor]], optimizer: Any, bar: tqdm
+    ) -> None:
+        means = {
+            name: float(torch.stack([terms[name] for terms in losses]).mean()) for name in losses[0]
+        }
         if not self.is_main:
             return
-        self._write_metrics({"step": step, "split": "train", **means, "lr": optimizer.param_groups[-1]["lr"]})
+        self._write_metrics(
+            {"step": step, "split": "train", **means, "lr": optimizer.param_groups[-1]["lr"]}
+        )
         if self.writer:
             for name, value in means.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
@@ -207,13 +268,19 @@ class Runner:
         splits = self.config.runner.eval_dataloaders
         deciding = next(name for name in splits if name.startswith("dev"))
         for split in splits:
-            evaluation = self.evaluate(split, step, picture=False)  # drawing takes longer than a small split
+            evaluation = self.evaluate(
+                split, step, picture=False
+            )  # drawing takes longer than a small split
             if not self.is_main or split != deciding:
                 if split == deciding:
                     self._update_best(best, step, evaluation)
                 continue
             improved = self._update_best(best, step, evaluation)
-            shown = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.figures.items() if name not in ("nll", "kl"))
+            shown = ", ".join(
+                f"{name} {value:.2f}"
+                for name, value in evaluation.figures.items()
+                if name not in ("nll", "kl")
+            )
             bar.write(f"step {step} {split}: {shown}{'  (best so far)' if improved else ''}")
             if improved:
                 save_checkpoint(self.expdir / BEST, self._payload(step, best))
@@ -236,14 +303,19 @@ class Runner:
         records: dict[str, list] = defaultdict(list)
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        for wavs, *others in tqdm(loader, desc=split, leave=False, disable=not self.is_main, dynamic_ncols=True):
+        for wavs, *others in tqdm(
+            loader, desc=split, leave=False, disable=not self.is_main, dynamic_ncols=True
+        ):
             with self.accelerator.autocast():
                 terms = self.model(split, self._to_device(wavs), tuple(others), records)
             for name, term in terms.items():
                 sums[name] += float(term) * len(wavs)
             count += len(wavs)
         records, sums, count = self._gather(dict(records), dict(sums), count)
-        figures = {**self.task.measure(records), **{name: value / count for name, value in sums.items()}}
+        figures = {
+            **self.task.measure(records),
+            **{name: value / count for name, value in sums.items()},
+        }
         evaluation = Evaluation(split, figures, records)
         if self.is_main:
             self._record(evaluation, step, picture)
@@ -270,18 +342,36 @@ class Runner:
         parts = gather_object([(records, sums, count)])
         keys = {key for part in parts for key in part[0]}
         merged = {key: [item for part in parts for item in part[0].get(key, [])] for key in keys}
-        return merged, {key: sum(part[1].get(key, 0.0) for part in parts) for key in sums}, sum(part[2] for part in parts)
+        return (
+            merged,
+            {key: sum(part[1].get(key, 0.0) for part in parts) for key in sums},
+            sum(part[2] for part in parts),
+        )
 
     def _record(self, evaluation: Evaluation, step: int, picture: bool) -> None:
         weights = torch.tensor(evaluation.records["layer_weights"]).mean(dim=0).tolist()
-        self._write_metrics({"step": step, "split": evaluation.split, **evaluation.figures, "layer_weights": weights})
+        self._write_metrics(
+            {
+                "step": step,
+                "split": evaluation.split,
+                **evaluation.figures,
+                "layer_weights": weights,
+            }
+        )
         if self.writer:
             for name, value in evaluation.figures.items():
                 self.writer.add_scalar(f"{evaluation.split}/{name}", value, step)
         self._expert_log(evaluation.split, evaluation.records, step)
         if len(self.model.featurizer.layers) > 1:
             layers = self.model.featurizer.layers
-            write_layer_weights(self.expdir, self.task, layers, evaluation.split, evaluation.records, picture=picture)
+            write_layer_weights(
+                self.expdir,
+                self.task,
+                layers,
+                evaluation.split,
+                evaluation.records,
+                picture=picture,
+            )
 
     def evaluate_splits(self, step: int) -> dict[str, Evaluation]:
         """Evaluate the splits of -t and print their figures."""
@@ -326,7 +416,9 @@ class Runner:
             "Rng": torch.get_rng_state(),
         }
         save_checkpoint(self.expdir / f"states-{step}.ckpt", payload)
-        states = sorted(self.expdir.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[1]))
+        states = sorted(
+            self.expdir.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[1])
+        )
         for path in states[: -max(1, self.config.runner.max_keep)]:
             path.unlink()
 
@@ -339,7 +431,12 @@ class Runner:
         logger_or_none = self.writer or _NoLogger()
         with quiet():
             self.model.downstream.expert.log_records(
-                split, records=records, logger=logger_or_none, global_step=step, batch_ids=[], total_batch_num=0
+                split,
+                records=records,
+                logger=logger_or_none,
+                global_step=step,
+                batch_ids=[],
+                total_batch_num=0,
             )
 
 

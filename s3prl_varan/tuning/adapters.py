@@ -15,11 +15,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.tuning.lora import LoraReport, apply_lora, load_lora_state_dict, lora_report, lora_state_dict
+from s3prl_varan.tuning.lora import (
+    LoraReport,
+    apply_lora,
+    load_lora_state_dict,
+    lora_report,
+    lora_state_dict,
+)
 from s3prl_varan.tuning.options import LoraOptions
 from s3prl_varan.tuning.targets import linear_targets
 
-PEFT_CONFIG, PEFT_WEIGHTS, OWN = "adapter_config.json", "adapter_model.safetensors", "adapter.safetensors"
+PEFT_CONFIG, PEFT_WEIGHTS, OWN = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.safetensors",
+)
 FORMAT = "s3prl_varan.tuning.lora.1"
 PEFT_PREFIX = "base_model.model."
 FORMATS = ("auto", "peft", "safetensors")
@@ -31,7 +41,9 @@ class Adapter:
 
     options: LoraOptions
     state: dict[str, Tensor]  # as of lora_state_dict
-    upstream: dict[str, Any] = field(default_factory=dict)  # name, ckpt, fingerprint; PEFT's format has none
+    upstream: dict[str, Any] = field(
+        default_factory=dict
+    )  # name, ckpt, fingerprint; PEFT's format has none
 
 
 def hugging_face_model(upstream: nn.Module) -> tuple[str, Any] | None:
@@ -42,7 +54,9 @@ def hugging_face_model(upstream: nn.Module) -> tuple[str, Any] | None:
     return None
 
 
-def write_adapter(folder: str | Path, upstream: nn.Module, info: dict[str, Any], *, fmt: str = "auto") -> Path:
+def write_adapter(
+    folder: str | Path, upstream: nn.Module, info: dict[str, Any], *, fmt: str = "auto"
+) -> Path:
     """Write the adapters of an upstream that apply_lora prepared. info: its name, ckpt and fingerprint.
 
     fmt: peft | safetensors | auto (peft where the format can hold them). Returns the folder. UserError where peft cannot.
@@ -51,12 +65,20 @@ def write_adapter(folder: str | Path, upstream: nn.Module, info: dict[str, Any],
     assert fmt in FORMATS, fmt
     reasons = _peft_problems(upstream)
     if fmt == "peft" and reasons:
-        raise problems_error("PEFT's format cannot hold these adapters:", reasons, "Use --format safetensors, or --merge.")
+        raise problems_error(
+            "PEFT's format cannot hold these adapters:",
+            reasons,
+            "Use --format safetensors, or --merge.",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     if fmt == "peft" or (fmt == "auto" and not reasons):
         _write_peft(folder, upstream, info)
     else:
-        header = {"format": FORMAT, "options": json.dumps(asdict(lora_report(upstream).options)), "upstream": json.dumps(info)}
+        header = {
+            "format": FORMAT,
+            "options": json.dumps(asdict(lora_report(upstream).options)),
+            "upstream": json.dumps(info),
+        }
         _write_safetensors(folder / OWN, lora_state_dict(upstream), header)
     return folder
 
@@ -68,8 +90,12 @@ def read_adapter(folder: str | Path, upstream: nn.Module) -> Adapter:
         return _read_peft(folder, upstream)
     state, header = _read_safetensors(folder / OWN)
     if header.get("format") != FORMAT:
-        raise UserError(f"{folder / OWN}: expected a safetensors file with format '{FORMAT}', found {header.get('format')!r}.")
-    return Adapter(LoraOptions(**json.loads(header["options"])), state, json.loads(header["upstream"]))
+        raise UserError(
+            f"{folder / OWN}: expected a safetensors file with format '{FORMAT}', found {header.get('format')!r}."
+        )
+    return Adapter(
+        LoraOptions(**json.loads(header["options"])), state, json.loads(header["upstream"])
+    )
 
 
 def load_adapter(upstream: nn.Module, folder: str | Path) -> LoraReport:
@@ -83,7 +109,11 @@ def load_adapter(upstream: nn.Module, folder: str | Path) -> LoraReport:
 
 def check_upstream(needs: dict[str, Any], upstream: Any, source: str) -> None:
     """UserError, with both names, if `source` was trained on other weights than those of `upstream` (an Upstream)."""
-    if needs.get("fingerprint") and hasattr(upstream, "fingerprint") and needs["fingerprint"] != upstream.fingerprint():
+    if (
+        needs.get("fingerprint")
+        and hasattr(upstream, "fingerprint")
+        and needs["fingerprint"] != upstream.fingerprint()
+    ):
         raise UserError(
             f"{source} was trained on upstream '{needs['name']}' (-k {needs['ckpt']}, weights {needs['fingerprint'][:12]}), "
             f"this one is '{upstream.name}' (-k {upstream.ckpt}, weights {upstream.fingerprint()[:12]}). "
@@ -102,7 +132,9 @@ def _peft_problems(upstream: nn.Module) -> list[str]:
     if any(not name.startswith(f"{found[0]}.") for name in report.modules):
         problems.append("some adapted matrices are outside the Hugging Face model")
     if found[1].config.model_type == "wavlm" and any("_proj" in name for name in report.modules):
-        problems.append("Hugging Face's WavLM reads the raw weights of its attention, where PEFT has no effect")
+        problems.append(
+            "Hugging Face's WavLM reads the raw weights of its attention, where PEFT has no effect"
+        )
     return problems
 
 
@@ -117,7 +149,9 @@ def _write_peft(folder: Path, upstream: nn.Module, info: dict[str, Any]) -> None
     names = {name: outer + name[len(prefix) + 1 :] for name in report.modules}
     state = lora_state_dict(upstream)
     tensors = {
-        f"{PEFT_PREFIX}{names[name]}.{part}.weight": state[f"{name}.{part}"] for name in names for part in ("lora_A", "lora_B")
+        f"{PEFT_PREFIX}{names[name]}.{part}.weight": state[f"{name}.{part}"]
+        for name in names
+        for part in ("lora_A", "lora_B")
     }
     config = {
         "peft_type": "LORA",
@@ -162,31 +196,51 @@ def _read_peft(folder: Path, upstream: nn.Module) -> Adapter:
     if config.get("use_rslora"):
         alpha = alpha * rank**0.5  # rank-stabilised: alpha / sqrt(rank)
     targets = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in state))
-    return Adapter(LoraOptions(rank=rank, alpha=alpha, dropout=config.get("lora_dropout") or 0.0, targets=targets), state)
+    return Adapter(
+        LoraOptions(
+            rank=rank, alpha=alpha, dropout=config.get("lora_dropout") or 0.0, targets=targets
+        ),
+        state,
+    )
 
 
 def _check_peft_config(config: Any, path: Path) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{path}: expected an adapter with peft_type LORA.")
     problems = [f"'{key}' is missing" for key in ("r", "lora_alpha") if key not in config]
-    refused = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out", "lora_bias")
+    refused = (
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "fan_in_fan_out",
+        "lora_bias",
+    )
     problems += [f"{key}: {config[key]} is not supported" for key in refused if config.get(key)]
     if config.get("bias", "none") != "none":
         problems.append(f"bias: {config['bias']} is not supported")
     if problems:
-        raise problems_error(f"{path}: only plain LoRA of one rank can be read.", problems, "Merge it with PEFT, use the result.")
+        raise problems_error(
+            f"{path}: only plain LoRA of one rank can be read.",
+            problems,
+            "Merge it with PEFT, use the result.",
+        )
 
 
 def _peft_names(upstream: nn.Module) -> dict[str, str]:
     """Module name as PEFT may know it (inside AutoModel, or a model with a head) -> name in the upstream."""
     found = hugging_face_model(upstream)
     if found is None:
-        raise UserError("This adapter is in PEFT's format, for Hugging Face models, but the upstream is none.")
+        raise UserError(
+            "This adapter is in PEFT's format, for Hugging Face models, but the upstream is none."
+        )
     prefix, model = found
     outer = ["", f"{model.base_model_prefix}."] if model.base_model_prefix else [""]
     if type(model).__name__ == "WhisperEncoder":
         outer += ["encoder.", "model.encoder."]
-    inner = [target.name for target in linear_targets(upstream) if target.name.startswith(f"{prefix}.")]
+    inner = [
+        target.name for target in linear_targets(upstream) if target.name.startswith(f"{prefix}.")
+    ]
     return {each + name[len(prefix) + 1 :]: name for each in outer for name in inner}
 
 
@@ -200,12 +254,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"{path.parent} holds no adapter: expected {OWN}, or {PEFT_CONFIG} with {PEFT_WEIGHTS}.")
+        raise UserError(
+            f"{path.parent} holds no adapter: expected {OWN}, or {PEFT_CONFIG} with {PEFT_WEIGHTS}."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors, is it damaged? ({error})") from error
+        raise UserError(
+            f"{path} cannot be read as safetensors, is it damaged? ({error})"
+        ) from error
 
 
 def _write_atomic(path: Path, data: bytes) -> None:

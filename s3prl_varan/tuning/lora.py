@@ -21,7 +21,13 @@ from torch.nn.utils import parametrize
 
 from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.tuning.options import LoraOptions
-from s3prl_varan.tuning.targets import Target, find_targets, linear_targets, name_patterns, selected_layers
+from s3prl_varan.tuning.targets import (
+    Target,
+    find_targets,
+    linear_targets,
+    name_patterns,
+    selected_layers,
+)
 
 __all__ = [
     "LoraOptions", "LoraReport", "apply_lora", "check_lora_gradients", "load_lora_state_dict", "lora_report",
@@ -57,8 +63,12 @@ class LoraDelta(nn.Module):
         super().__init__()
         rows, columns = weight.shape
         self.scale, self.dropout = options.scale, options.dropout
-        self.lora_A = nn.Parameter(torch.empty(options.rank, columns, device=weight.device, dtype=torch.float32))
-        self.lora_B = nn.Parameter(torch.zeros(rows, options.rank, device=weight.device, dtype=torch.float32))
+        self.lora_A = nn.Parameter(
+            torch.empty(options.rank, columns, device=weight.device, dtype=torch.float32)
+        )
+        self.lora_B = nn.Parameter(
+            torch.zeros(rows, options.rank, device=weight.device, dtype=torch.float32)
+        )
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def delta(self) -> Tensor:
@@ -91,14 +101,22 @@ def apply_lora(upstream: nn.Module, options: LoraOptions) -> LoraReport:
     assert not list(_adapters(upstream)), "apply_lora was called before"
     targets = find_targets(upstream, options)
     modules = dict(upstream.named_modules())
-    taken = [target.name for target in targets if parametrize.is_parametrized(modules[target.module], target.parameter)]
+    taken = [
+        target.name
+        for target in targets
+        if parametrize.is_parametrized(modules[target.module], target.parameter)
+    ]
     if taken:
-        raise UserError(f"lora.targets: {', '.join(name_patterns(taken))} already have a parametrization of their own.")
+        raise UserError(
+            f"lora.targets: {', '.join(name_patterns(taken))} already have a parametrization of their own."
+        )
     if options.dropout:
         _refuse_idle_dropout(upstream, targets, options)
     upstream.requires_grad_(False)
     for module in modules.values():
-        if hasattr(module, "_requires_grad"):  # Hugging Face's CNN encoder asks for gradients unless told that it is frozen
+        if hasattr(
+            module, "_requires_grad"
+        ):  # Hugging Face's CNN encoder asks for gradients unless told that it is frozen
             module._requires_grad = False
     report = LoraReport(options, [target.name for target in targets], _extras(upstream, options))
     for target in targets:
@@ -107,7 +125,9 @@ def apply_lora(upstream: nn.Module, options: LoraOptions) -> LoraReport:
         delta = LoraDelta(getattr(module, target.parameter), options).train(module.training)
         parametrize.register_parametrization(module, target.parameter, delta)
         if called:
-            type(module).forward = _linear_forward  # a class made for this module alone, undone with the parametrization
+            type(
+                module
+            ).forward = _linear_forward  # a class made for this module alone, undone with the parametrization
         report.adapter_parameters += delta.lora_A.numel() + delta.lora_B.numel()
     for name in report.extras:
         report.extra_parameters += upstream.get_parameter(name).requires_grad_(True).numel()
@@ -131,21 +151,34 @@ def lora_state_dict(upstream: nn.Module) -> dict[str, Tensor]:
 
 def load_lora_state_dict(upstream: nn.Module, state: dict[str, Tensor]) -> None:
     """Put what lora_state_dict gave into an upstream that apply_lora prepared alike; UserError where any tensor does not fit."""
-    own = {f"{name}.{part}": getattr(delta, part) for name, delta in _adapters(upstream) for part in ("lora_A", "lora_B")}
+    own = {
+        f"{name}.{part}": getattr(delta, part)
+        for name, delta in _adapters(upstream)
+        for part in ("lora_A", "lora_B")
+    }
     if not own:
-        raise UserError("These are LoRA adapters, but LoRA is not switched on for this upstream (--lora).")
+        raise UserError(
+            "These are LoRA adapters, but LoRA is not switched on for this upstream (--lora)."
+        )
     own |= {name: upstream.get_parameter(name) for name in lora_report(upstream).extras}
     problems = [
         f"'{name}' is {list(state[name].shape)} there, {list(own[name].shape)} here"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    problems += [f"'{name}' is missing" for name in name_patterns(name for name in own if name not in state)]
-    problems += [f"'{name}' has no place in this upstream" for name in name_patterns(name for name in state if name not in own)]
+    problems += [
+        f"'{name}' is missing" for name in name_patterns(name for name in own if name not in state)
+    ]
+    problems += [
+        f"'{name}' has no place in this upstream"
+        for name in name_patterns(name for name in state if name not in own)
+    ]
     if problems:
         more = [f"... {len(problems)} in all"] if len(problems) > 8 else []
         remedy = "Use the rank, targets and layers they were trained with."
-        raise problems_error("The LoRA adapters do not fit this upstream:", problems[:8] + more, remedy)
+        raise problems_error(
+            "The LoRA adapters do not fit this upstream:", problems[:8] + more, remedy
+        )
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(state[name])
@@ -163,7 +196,9 @@ def check_lora_gradients(upstream: nn.Module) -> list[str]:
             dead.append(name)
         elif not delta.lora_B.grad.any():
             zero.append(name)
-    dead += [name for name in lora_report(upstream).extras if upstream.get_parameter(name).grad is None]
+    dead += [
+        name for name in lora_report(upstream).extras if upstream.get_parameter(name).grad is None
+    ]
     if dead:
         names = name_patterns(target.name for target in linear_targets(upstream))
         raise problems_error(
@@ -190,7 +225,11 @@ def merge_lora(upstream: nn.Module) -> None:
 
 def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict that `module` would have after merge_lora, without changing it."""
-    state = {name: value.detach() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    state = {
+        name: value.detach()
+        for name, value in module.state_dict().items()
+        if isinstance(value, Tensor)
+    }
     for path, delta in _deltas(module):
         found = PARAMETRIZED.search(path)
         assert found is not None, path
@@ -223,7 +262,9 @@ def _target(name: str, modules: dict[str, nn.Module]) -> Target:
 def _extras(upstream: nn.Module, options: LoraOptions) -> list[str]:
     """Names of the norms and biases of the selected layers, where they are to train."""
     names = []
-    for layer in selected_layers(upstream, options) if options.train_norms or options.train_biases else []:
+    for layer in (
+        selected_layers(upstream, options) if options.train_norms or options.train_biases else []
+    ):
         for module_name, module in upstream.get_submodule(layer).named_modules(prefix=layer):
             norm = options.train_norms and type(module).__name__.endswith("Norm")
             for name, _ in module.named_parameters(recurse=False):
@@ -240,19 +281,32 @@ def _refuse_idle_dropout(upstream: nn.Module, targets: list[Target], options: Lo
     for target in targets:
         module = modules[target.module]
         if type(module).forward is nn.Linear.forward:
-            handles.append(module.register_forward_hook(lambda *_, name=target.module: called.add(name)))
+            handles.append(
+                module.register_forward_hook(lambda *_, name=target.module: called.add(name))
+            )
     was_training = [module for module in modules.values() if module.training]
     device = next(upstream.parameters()).device
     try:
         upstream.eval()
         with torch.no_grad():
-            upstream([0.01 * torch.randn(PROBE_SAMPLES, generator=torch.Generator().manual_seed(0)).to(device)])
+            upstream(
+                [
+                    0.01
+                    * torch.randn(PROBE_SAMPLES, generator=torch.Generator().manual_seed(0)).to(
+                        device
+                    )
+                ]
+            )
     finally:
         for handle in handles:
             handle.remove()
         for module in was_training:
             module.training = True
-    idle = name_patterns(target.name for target in targets if target.parameter != "weight" or target.module not in called)
+    idle = name_patterns(
+        target.name
+        for target in targets
+        if target.parameter != "weight" or target.module not in called
+    )
     if idle:
         raise UserError(
             f"lora.dropout: {options.dropout} acts on a Linear module's input, but the upstream reads only the weights of "

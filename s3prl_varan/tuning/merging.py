@@ -45,7 +45,9 @@ def _export_folder(expert: Any, model: Any, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         merged.save_pretrained(temporary)
-        if hasattr(expert, "extracter"):  # s3prl's hf_* experts look for its settings beside the weights
+        if hasattr(
+            expert, "extracter"
+        ):  # s3prl's hf_* experts look for its settings beside the weights
             expert.extracter.save_pretrained(temporary)
         os.replace(temporary, path)
     finally:
@@ -58,7 +60,11 @@ def _wavlm_payload(expert: nn.Module) -> dict[str, Any] | None:
     from s3prl.upstream.wavlm.WavLM import WavLM
 
     model = getattr(expert, "model", None)
-    return {"cfg": dict(vars(model.cfg)), "model": merged_state_dict(model)} if isinstance(model, WavLM) else None
+    return (
+        {"cfg": dict(vars(model.cfg)), "model": merged_state_dict(model)}
+        if isinstance(model, WavLM)
+        else None
+    )
 
 
 def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any]:
@@ -72,10 +78,17 @@ def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any
         with torch.serialization.safe_globals([Namespace]):
             base = torch.load(base_ckpt, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and torch's own
-        raise UserError(f"{base_ckpt} cannot be loaded without running code from it ({type(error).__name__}).") from error
-    key = next((key for key in WEIGHT_KEYS if isinstance(base, dict) and isinstance(base.get(key), dict)), None)
+        raise UserError(
+            f"{base_ckpt} cannot be loaded without running code from it ({type(error).__name__})."
+        ) from error
+    key = next(
+        (key for key in WEIGHT_KEYS if isinstance(base, dict) and isinstance(base.get(key), dict)),
+        None,
+    )
     if key is None:
-        raise UserError(f"{base_ckpt}: expected an s3prl checkpoint with weights under one of {', '.join(WEIGHT_KEYS)}.")
+        raise UserError(
+            f"{base_ckpt}: expected an s3prl checkpoint with weights under one of {', '.join(WEIGHT_KEYS)}."
+        )
     state = _state_like(base[key], expert, base_ckpt)
     return {**base, key: {**base[key], **state}}
 
@@ -83,12 +96,30 @@ def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any
 def _state_like(base: dict[str, Any], expert: nn.Module, source: str) -> dict[str, Tensor]:
     """The merged state of that part of the expert whose names are the base's."""
     merged = merged_state_dict(expert)
-    adapted = [name for name in merged if name not in expert.state_dict()]  # the names that LoRA had moved
-    parts = [f"{name}." for name, _ in expert.named_modules() if name and all(each.startswith(f"{name}.") for each in adapted)]
-    candidates = [{name[len(part) :]: value for name, value in merged.items() if name.startswith(part)} for part in parts]
-    best = max(candidates, key=lambda state: (sum(name in base for name in state), -len(state)), default={})
+    adapted = [
+        name for name in merged if name not in expert.state_dict()
+    ]  # the names that LoRA had moved
+    parts = [
+        f"{name}."
+        for name, _ in expert.named_modules()
+        if name and all(each.startswith(f"{name}.") for each in adapted)
+    ]
+    candidates = [
+        {name[len(part) :]: value for name, value in merged.items() if name.startswith(part)}
+        for part in parts
+    ]
+    best = max(
+        candidates, key=lambda state: (sum(name in base for name in state), -len(state)), default={}
+    )
     problems = [f"'{name}' is missing" for name in best if name not in base]
-    problems += [f"'{name}' has another shape" for name in best if name in base and base[name].shape != best[name].shape]
+    problems += [
+        f"'{name}' has another shape"
+        for name in best
+        if name in base and base[name].shape != best[name].shape
+    ]
     if problems or not best:
-        raise problems_error(f"{source} is not the checkpoint of this upstream:", problems[:8] or ["no weights in common"])
+        raise problems_error(
+            f"{source} is not the checkpoint of this upstream:",
+            problems[:8] or ["no weights in common"],
+        )
     return best

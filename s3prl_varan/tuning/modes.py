@@ -11,7 +11,10 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.tuning.lora import LoraDelta
 from s3prl_varan.tuning.targets import transformer_layers
 
-LAYERDROP = ("layerdrop", "layer_drop")  # as read while running by s3prl and Hugging Face, and by torchaudio
+LAYERDROP = (
+    "layerdrop",
+    "layer_drop",
+)  # as read while running by s3prl and Hugging Face, and by torchaudio
 CNN = ("feature_extractor", "conv1", "conv2")  # s3prl's and Hugging Face's wav2vec2 kin; Whisper
 
 
@@ -47,7 +50,9 @@ def set_cnn_training(upstream: nn.Module, train: bool) -> list[str]:
     """Full fine-tuning: train the convolutional front end too, or keep it frozen. Returns the names of its parts."""
     names = []
     for name, module in upstream.named_modules():
-        if name.rsplit(".", 1)[-1] in CNN and any(isinstance(each, nn.Conv1d | nn.Conv2d) for each in module.modules()):
+        if name.rsplit(".", 1)[-1] in CNN and any(
+            isinstance(each, nn.Conv1d | nn.Conv2d) for each in module.modules()
+        ):
             names.append(name)
             module.requires_grad_(train)
             if hasattr(module, "_requires_grad"):  # Hugging Face's way to freeze it
@@ -65,7 +70,9 @@ def enable_gradient_checkpointing(upstream: nn.Module) -> int:
     """
     layers = [upstream.get_submodule(name) for name in transformer_layers(upstream)]
     if not layers:
-        raise UserError("upstream.gradient_checkpointing: this upstream has no transformer layers that are known; switch it off.")
+        raise UserError(
+            "upstream.gradient_checkpointing: this upstream has no transformer layers that are known; switch it off."
+        )
     for layer in layers:
         if "forward" not in vars(layer):
             layer.forward = MethodType(_checkpointed_forward, layer)
@@ -110,14 +117,18 @@ def _no_masking(upstream: nn.Module) -> list[str]:
 def _masking(upstream: nn.Module) -> list[str]:
     notes = []
     for name, module in upstream.named_modules():
-        if hasattr(module, "_mask_hidden_states"):  # Hugging Face masks in training if its config says so
+        if hasattr(
+            module, "_mask_hidden_states"
+        ):  # Hugging Face masks in training if its config says so
             module.config.apply_spec_augment = True
             notes.append(f"{name} masks frames with probability {module.config.mask_time_prob:g}")
         elif hasattr(module, "apply_mask") and hasattr(module, "extract_features"):
             module.extract_features = MethodType(_masked_extract_features, module)
             notes.append(f"{name} masks frames with probability {module.mask_prob:g}")
     if not notes:
-        raise UserError("upstream.masking: this upstream has no masking of its own; set it to false.")
+        raise UserError(
+            "upstream.masking: this upstream has no masking of its own; set it to false."
+        )
     return notes
 
 

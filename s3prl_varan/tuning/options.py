@@ -14,8 +14,12 @@ class LoraOptions:
 
     rank: int = 16
     alpha: float | None = None  # null: equal to rank, so that the factor is 1
-    dropout: float = 0.0  # on the input of A; only for matrices that the upstream applies as a Linear module
-    targets: str | list[str] = "ffn"  # ffn | attention | all, or a list of module names (or their ends) and regexes
+    dropout: float = (
+        0.0  # on the input of A; only for matrices that the upstream applies as a Linear module
+    )
+    targets: str | list[str] = (
+        "ffn"  # ffn | attention | all, or a list of module names (or their ends) and regexes
+    )
     layers: list[int] | None = None  # transformer layers, from 0; null: all
     train_norms: bool = False  # also the norms of these layers
     train_biases: bool = False  # also the biases of these layers
@@ -37,7 +41,9 @@ class LoraOptions:
         else:
             problems += _list_problems(self.targets)
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
-            problems.append(f"layers: expected transformer layers counted from 0, or null for all; found {self.layers}")
+            problems.append(
+                f"layers: expected transformer layers counted from 0, or null for all; found {self.layers}"
+            )
         if problems:
             raise problems_error("LoRA options that cannot be used:", problems)
 
@@ -53,5 +59,7 @@ def _list_problems(targets: list[str]) -> list[str]:
         try:
             re.compile(entry)
         except re.error as error:
-            problems.append(f"targets: '{entry}' is neither a name nor a regular expression ({error})")
+            problems.append(
+                f"targets: '{entry}' is neither a name nor a regular expression ({error})"
+            )
     return problems

@@ -12,15 +12,26 @@ from s3prl_varan.tuning.options import PRESETS, LoraOptions
 # Ends of module names. fairseq: s3prl's wavlm, hubert, wav2vec2, data2vec, unispeech_sat, distilhubert...
 FFN = (
     *("fc1", "fc2", "fc1.linear"),  # fairseq, Whisper, timm; fc1.linear: WavLM's gated unit
-    *("intermediate_dense", "output_dense"),  # Hugging Face wav2vec2, hubert, wavlm, data2vec, conformers
-    *("intermediate.dense", "output.dense"),  # s3prl's mockingjay, tera, audio_albert; Hugging Face AST
+    *(
+        "intermediate_dense",
+        "output_dense",
+    ),  # Hugging Face wav2vec2, hubert, wavlm, data2vec, conformers
+    *(
+        "intermediate.dense",
+        "output.dense",
+    ),  # s3prl's mockingjay, tera, audio_albert; Hugging Face AST
     *("linear1", "linear2"),  # torch.nn.TransformerEncoderLayer
     *("w_1", "w_2"),  # ESPnet, fairseq's conformer
 )
 ATTENTION = (
     *("q_proj", "k_proj", "v_proj", "out_proj", "o_proj"),
     *("query", "key", "value", "attention.output.dense"),
-    *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),  # torch.nn.MultiheadAttention
+    *(
+        "in_proj_weight",
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+    ),  # torch.nn.MultiheadAttention
     *("qkv", "attn.proj"),  # timm
     *("linear_q", "linear_k", "linear_v", "linear_out"),  # ESPnet
 )
@@ -55,7 +66,11 @@ def linear_targets(upstream: nn.Module) -> list[Target]:
 
 def transformer_layers(upstream: nn.Module) -> list[str]:
     """Names of the transformer layers: the numbered modules that hold an attention, in the module's order."""
-    layers = [_layer_of(target.name) for target in linear_targets(upstream) if _ends_with(target.name, ATTENTION)]
+    layers = [
+        _layer_of(target.name)
+        for target in linear_targets(upstream)
+        if _ends_with(target.name, ATTENTION)
+    ]
     return list(dict.fromkeys(layer for layer in layers if layer is not None))
 
 
@@ -66,8 +81,14 @@ def selected_layers(upstream: nn.Module, options: LoraOptions) -> list[str]:
         return layers
     beyond = [index for index in options.layers if index >= len(layers)]
     if beyond:
-        has = f"has transformer layers 0 to {len(layers) - 1}" if layers else "has no transformer layers that are known"
-        raise UserError(f"lora.layers: {beyond} {'is' if len(beyond) == 1 else 'are'} not there, the upstream {has}.")
+        has = (
+            f"has transformer layers 0 to {len(layers) - 1}"
+            if layers
+            else "has no transformer layers that are known"
+        )
+        raise UserError(
+            f"lora.layers: {beyond} {'is' if len(beyond) == 1 else 'are'} not there, the upstream {has}."
+        )
     return [layers[index] for index in sorted(set(options.layers))]
 
 
@@ -80,15 +101,25 @@ def find_targets(upstream: nn.Module, options: LoraOptions) -> list[Target]:
     problems = []
     for entry in entries:
         matched = [target for target in candidates if _matches(entry, target.name, every)]
-        inside = [target for target in matched if options.layers is None or _layer_of(target.name) in layers]
+        inside = [
+            target
+            for target in matched
+            if options.layers is None or _layer_of(target.name) in layers
+        ]
         if not inside:
             leaves = {target.name.rsplit(".", 1)[-1] for target in candidates} | set(PRESETS)
-            why = f"nothing in layers {options.layers}" if matched else f"no module of that name.{did_you_mean(entry, leaves)}"
+            why = (
+                f"nothing in layers {options.layers}"
+                if matched
+                else f"no module of that name.{did_you_mean(entry, leaves)}"
+            )
             problems.append(f"'{entry}': {why}")
         chosen.update(inside)
     if problems:
         names = name_patterns(target.name for target in candidates)
-        listed = ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
+        listed = ", ".join(names[:SHOWN]) + (
+            f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+        )
         raise problems_error(
             "lora.targets matched no module of the upstream:",
             problems,

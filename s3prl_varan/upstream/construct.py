@@ -18,15 +18,32 @@ from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.upstream.names import TAKES_CKPT, Factory, family_of
 
 FLAGS = {"ckpt": "-k", "model_config": "-g"}
-NEEDED = {"ckpt": "-k is missing: the checkpoint to load", "model_config": "-g is missing: the model's config file"}
-FORCE_SAFE, FORCE_UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load's switches
-HUB_ERRORS = ("LocalEntryNotFoundError", "RepositoryNotFoundError", "GatedRepoError", "HFValidationError")
+NEEDED = {
+    "ckpt": "-k is missing: the checkpoint to load",
+    "model_config": "-g is missing: the model's config file",
+}
+FORCE_SAFE, FORCE_UNSAFE = (
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD",
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
+)  # torch.load's switches
+HUB_ERRORS = (
+    "LocalEntryNotFoundError",
+    "RepositoryNotFoundError",
+    "GatedRepoError",
+    "HFValidationError",
+)
 SHOWN_KEYS = 4
-PICKLED = re.compile(r"GLOBAL ([A-Za-z_]\w*\.[\w.]*\w)")  # torch's way to name an object it will not load
-OFFLINE = re.compile(r"connect|offline|resolve|timed out|temporary failure|unreachable|max retries", re.IGNORECASE)
+PICKLED = re.compile(
+    r"GLOBAL ([A-Za-z_]\w*\.[\w.]*\w)"
+)  # torch's way to name an object it will not load
+OFFLINE = re.compile(
+    r"connect|offline|resolve|timed out|temporary failure|unreachable|max retries", re.IGNORECASE
+)
 
 
-def construct(factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool) -> nn.Module:
+def construct(
+    factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool
+) -> nn.Module:
     """Call the factory with the flags given; UserError where a flag is missing, idle or leads nowhere."""
     arguments = _checked_arguments(factory, ckpt, model_config, refresh)
     downloads: list[Path] = []
@@ -48,11 +65,15 @@ def construct(factory: Factory, ckpt: str | None, model_config: str | None, refr
                 raise
             raise explained from error
     if not isinstance(expert, nn.Module):
-        raise UserError(f"-u {factory.name}: expected a torch.nn.Module, it made a {type(expert).__name__}.")
+        raise UserError(
+            f"-u {factory.name}: expected a torch.nn.Module, it made a {type(expert).__name__}."
+        )
     return expert
 
 
-def _checked_arguments(factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool) -> dict[str, Any]:
+def _checked_arguments(
+    factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool
+) -> dict[str, Any]:
     given = {"ckpt": ckpt, "model_config": model_config, "refresh": refresh or None}
     given = {key: value for key, value in given.items() if value is not None}
     try:
@@ -65,10 +86,22 @@ def _checked_arguments(factory: Factory, ckpt: str | None, model_config: str | N
         if key in FLAGS and key not in parameters and not open_ended
     ]  # fmt: skip
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    required = [key for key, each in parameters.items() if each.kind in plain and each.default is inspect.Parameter.empty]
-    if factory.origin == "s3prl" and factory.name.endswith(TAKES_CKPT) and "model_config" not in required:
+    required = [
+        key
+        for key, each in parameters.items()
+        if each.kind in plain and each.default is inspect.Parameter.empty
+    ]
+    if (
+        factory.origin == "s3prl"
+        and factory.name.endswith(TAKES_CKPT)
+        and "model_config" not in required
+    ):
         required = ["ckpt", *(key for key in required if key != "ckpt")]
-    problems += [NEEDED.get(key, f"argument '{key}' is needed and no flag gives it") for key in required if key not in given]
+    problems += [
+        NEEDED.get(key, f"argument '{key}' is needed and no flag gives it")
+        for key in required
+        if key not in given
+    ]
     problems += _ckpt_problems(factory, ckpt)
     if model_config is not None and not Path(model_config).is_file():
         problems.append(f"-g: there is no file {model_config}")
@@ -86,9 +119,14 @@ def _ckpt_problems(factory: Factory, ckpt: str | None) -> list[str]:
         if name == "customized_upstream":
             return []
         mine = ", ".join(f"`-u {each} -k FILE`" for each in family_of(name))
-        return [f"-k would be ignored, '{name}' brings its own weights or has none." + (f" Use {mine}" if mine else "")]
+        return [
+            f"-k would be ignored, '{name}' brings its own weights or has none."
+            + (f" Use {mine}" if mine else "")
+        ]
     if name.endswith("_url") and not is_url:
-        return [f"-k must be a URL here, found {ckpt}; for a file use '{name.removesuffix('_url')}_local'"]
+        return [
+            f"-k must be a URL here, found {ckpt}; for a file use '{name.removesuffix('_url')}_local'"
+        ]
     takes_hub_id = name.startswith("hf_") or (name.endswith("_custom") and is_url)
     if not name.endswith("_url") and not takes_hub_id and not Path(ckpt).is_file():
         return [f"-k: there is no file {ckpt}"]
@@ -127,7 +165,9 @@ def _noted_downloads(name: str, downloads: list[Path]) -> Iterator[None]:
             start = file.read(64)
         if not start or start.lstrip().lower().startswith((b"<!doctype", b"<html")):
             path.unlink()
-            raise _download_error(name, url, "the server sent no model but an empty file or a web page")
+            raise _download_error(
+                name, url, "the server sent no model but an empty file or a web page"
+            )
         downloads.append(path)
 
     with mock.patch.object(download, "_download", noted):
@@ -143,15 +183,23 @@ def _check_hub(hub_id: str) -> None:
 
 def _download_error(name: str, source: str, error: object) -> UserError:
     locals_ = [each for each in family_of(name) if each.endswith(("_local", "_custom"))]
-    offline = f"use `-u {locals_[0]} -k FILE` here" if locals_ else "copy its cache (~/.cache/s3prl, ~/.cache/huggingface) here"
-    said = f"{type(error).__name__}: {_short(str(error))}" if isinstance(error, Exception) else error
+    offline = (
+        f"use `-u {locals_[0]} -k FILE` here"
+        if locals_
+        else "copy its cache (~/.cache/s3prl, ~/.cache/huggingface) here"
+    )
+    said = (
+        f"{type(error).__name__}: {_short(str(error))}" if isinstance(error, Exception) else error
+    )
     return UserError(
         f"Upstream '{name}' could not be downloaded from {source} ({said}). "
         f"Without internet here, download it on a machine that has it, and {offline}."
     )
 
 
-def _explain(factory: Factory, ckpt: str | None, error: Exception, downloads: list[Path]) -> UserError | None:
+def _explain(
+    factory: Factory, ckpt: str | None, error: Exception, downloads: list[Path]
+) -> UserError | None:
     """The UserError for what went wrong; None for an error in the user's own code, which is theirs to see whole."""
     name, source = factory.name, f"-k {ckpt}" if ckpt else "its checkpoint"
     chain = list(_causes(error))
@@ -162,16 +210,24 @@ def _explain(factory: Factory, ckpt: str | None, error: Exception, downloads: li
         needed = PICKLED.search(said) if isinstance(cause, pickle.UnpicklingError) else None
         if needed:
             return UserError(_needs_unpickling(name, source, needed.group(1)))
-        damaged = isinstance(cause, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in said
-        if damaged or (isinstance(cause, KeyError) and not isinstance(cause.args[0], str)):  # an opcode torch does not know
+        damaged = (
+            isinstance(cause, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in said
+        )
+        if damaged or (
+            isinstance(cause, KeyError) and not isinstance(cause.args[0], str)
+        ):  # an opcode torch does not know
             for path in downloads:
                 path.unlink(missing_ok=True)
             again = " The downloaded file was removed: try again." if downloads else ""
-            return UserError(f"Upstream '{name}': {source} is no checkpoint, or damaged ({_short(said) or 'empty'}).{again}")
+            return UserError(
+                f"Upstream '{name}': {source} is no checkpoint, or damaged ({_short(said) or 'empty'}).{again}"
+            )
         lacks = re.search(r"required key: (\S+) is missing", said)
         if lacks or (isinstance(cause, KeyError) and ckpt is not None):
             key = lacks.group(1) if lacks else cause.args[0]
-            return UserError(f"Upstream '{name}': {source} is not a checkpoint of this family, it has no '{key}'.")
+            return UserError(
+                f"Upstream '{name}': {source} is not a checkpoint of this family, it has no '{key}'."
+            )
         if (
             isinstance(cause, URLError | ConnectionError)
             or type(cause).__name__ in HUB_ERRORS
@@ -181,8 +237,12 @@ def _explain(factory: Factory, ckpt: str | None, error: Exception, downloads: li
     if factory.origin == "user":
         return None
     if isinstance(error, ImportError):
-        return UserError(f"Upstream '{name}' needs a package that is missing: {error}. Install it (pip) and try again.")
-    return UserError(f"Upstream '{name}' could not be made: {type(error).__name__}: {_short(str(error)) or 'no reason given'}.")
+        return UserError(
+            f"Upstream '{name}' needs a package that is missing: {error}. Install it (pip) and try again."
+        )
+    return UserError(
+        f"Upstream '{name}' could not be made: {type(error).__name__}: {_short(str(error)) or 'no reason given'}."
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -201,8 +261,13 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
             problems.append(
                 f"{len(keys)} {kind.lower()}: {', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''}"
             )
-    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", said)
-    problems += [f"{key}: {found} in the checkpoint, {wanted} in the model" for key, found, wanted in sizes[:SHOWN_KEYS]]
+    sizes = re.findall(
+        r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", said
+    )
+    problems += [
+        f"{key}: {found} in the checkpoint, {wanted} in the model"
+        for key, found, wanted in sizes[:SHOWN_KEYS]
+    ]
     if len(sizes) > SHOWN_KEYS:
         problems.append(f"... {len(sizes)} tensors of another size in all")
     return problems_error(

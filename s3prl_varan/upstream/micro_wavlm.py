@@ -30,12 +30,16 @@ class UpstreamExpert(s3prl_expert.UpstreamExpert):
     """s3prl's WavLM expert around a model in memory. Hidden states: input of every layer, then the encoder's output."""
 
     def __init__(self, model: WavLM):
-        UpstreamBase.__init__(self)  # s3prl's own __init__ does no more than load a file and set what follows
+        UpstreamBase.__init__(
+            self
+        )  # s3prl's own __init__ does no more than load a file and set what follows
         self.cfg, self.model = model.cfg, model
         self.model.feature_grad_mult = 0.0  # the convolutions are not trained
         self.model.encoder.layerdrop = self._init_layerdrop = 0.0
         for index in range(len(model.encoder.layers)):
-            self.add_hook(f"self.model.encoder.layers[{index}]", lambda args, output: args[0].transpose(0, 1))
+            self.add_hook(
+                f"self.model.encoder.layers[{index}]", lambda args, output: args[0].transpose(0, 1)
+            )
         self.add_hook("self.model.encoder", lambda args, output: output[0])
 
     def frame_lengths(self, num_samples: Sequence[int]) -> list[int]:
@@ -55,7 +59,9 @@ class UpstreamExpert(s3prl_expert.UpstreamExpert):
         # WavLM cuts the sample mask into T equal chunks, a frame is padding where its chunk is: mark whole chunks.
         chunk = padded.size(1) // max(frames)
         ends = torch.tensor(frames, device=padded.device)[:, None] * chunk
-        self.model.extract_features(padded, padding_mask=torch.arange(padded.size(1), device=padded.device) >= ends)
+        self.model.extract_features(
+            padded, padding_mask=torch.arange(padded.size(1), device=padded.device) >= ends
+        )
 
     def export(self, path: str | Path) -> None:
         """Write a checkpoint for s3prl's `wavlm_local -k path`; for one clip it gives the same hidden states."""
@@ -65,13 +71,19 @@ class UpstreamExpert(s3prl_expert.UpstreamExpert):
         os.replace(temporary, path)
 
 
-def build_wavlm(config: dict[str, Any], state: dict[str, Tensor] | None = None, *, seed: int = 0) -> UpstreamExpert:
+def build_wavlm(
+    config: dict[str, Any], state: dict[str, Tensor] | None = None, *, seed: int = 0
+) -> UpstreamExpert:
     """An expert from WavLMConfig fields; weights from `state` (any float type) or drawn from `seed`, always float32.
 
     The global random generators stay as they were. UserError where a field is unknown or the state does not fit.
     """
     known = vars(WavLMConfig())
-    unknown = [f"'{key}' is no field of WavLMConfig.{did_you_mean(key, known)}" for key in config if key not in known]
+    unknown = [
+        f"'{key}' is no field of WavLMConfig.{did_you_mean(key, known)}"
+        for key in config
+        if key not in known
+    ]
     if unknown:
         raise problems_error("This WavLM config cannot be built:", unknown)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -87,7 +99,9 @@ def micro_wavlm(ckpt: str | None = None, model_config: str | None = None) -> Ups
     """The expert `-u micro_wavlm`."""
     options = yaml.safe_load(Path(model_config or CONFIG).read_text(encoding="utf-8"))
     if not isinstance(options, dict) or not isinstance(options.get("model"), dict):
-        raise UserError(f"-g {model_config}: expected a section `model:` with fields of WavLMConfig, as in micro_wavlm.yaml.")
+        raise UserError(
+            f"-g {model_config}: expected a section `model:` with fields of WavLMConfig, as in micro_wavlm.yaml."
+        )
     state = None
     if ckpt is not None:
         state = _read_state(Path(ckpt))
@@ -106,7 +120,9 @@ def _read_state(path: Path, sha256: str | None = "") -> dict[str, Tensor]:
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in ("", found):
-        raise UserError(f"{path} is damaged: sha256 {found}, {CONFIG.name} says {sha256}. Install the package again.")
+        raise UserError(
+            f"{path} is damaged: sha256 {found}, {CONFIG.name} says {sha256}. Install the package again."
+        )
     try:
         return load(content)
     except SafetensorError as error:

@@ -15,7 +15,12 @@ from typing import Any
 from s3prl_varan.errors import UserError, did_you_mean
 
 OWN = {"whisper": "s3prl_varan.upstream.whisper", "micro_wavlm": "s3prl_varan.upstream.micro_wavlm"}
-TAKES_CKPT = ("_local", "_url", "_custom", "_gdriveid")  # s3prl.hub's own convention, see its options()
+TAKES_CKPT = (
+    "_local",
+    "_url",
+    "_custom",
+    "_gdriveid",
+)  # s3prl.hub's own convention, see its options()
 READS_WHOLE_HUB = ("mos_prediction", "roberta")  # families that use s3prl.hub without importing it
 
 
@@ -45,9 +50,17 @@ def hub_modules() -> dict[str, str]:
     root = Path(next(iter(spec.submodule_search_locations)))
     modules: dict[str, str] = {}
     for node in ast.parse((root / "hub.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.endswith(".hubconf"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module is not None
+            and node.module.endswith(".hubconf")
+        ):
             source = root.parent.joinpath(*node.module.split(".")).with_suffix(".py")
-            names = _public_functions(source) if node.names[0].name == "*" else [each.name for each in node.names]
+            names = (
+                _public_functions(source)
+                if node.names[0].name == "*"
+                else [each.name for each in node.names]
+            )
             modules |= dict.fromkeys(names, node.module)
     return modules
 
@@ -67,7 +80,11 @@ def family_of(name: str) -> list[str]:
     module = hub_modules().get(name)
     if module == "s3prl.upstream.baseline.hubconf":  # spectral features, no weights
         return []
-    return [each for each, where in hub_modules().items() if where == module and each.endswith(TAKES_CKPT)]
+    return [
+        each
+        for each, where in hub_modules().items()
+        if where == module and each.endswith(TAKES_CKPT)
+    ]
 
 
 def resolve(name: str) -> Factory:
@@ -77,7 +94,11 @@ def resolve(name: str) -> Factory:
     if ":" in name:
         return Factory(name, _users_callable(name), "user")
     if name not in hub_modules():
-        hint = " For an expert of your own write path/to/expert.py:callable." if name.endswith(".py") or os.sep in name else ""
+        hint = (
+            " For an expert of your own write path/to/expert.py:callable."
+            if name.endswith(".py") or os.sep in name
+            else ""
+        )
         raise UserError(
             f"-u: there is no upstream '{name}'.{did_you_mean(name, known_names())}{hint} Known are {', '.join(OWN)} and "
             f"{len(hub_modules())} names of s3prl.hub."
@@ -88,17 +109,25 @@ def resolve(name: str) -> Factory:
             importlib.import_module("s3prl.hub")
         return Factory(name, getattr(importlib.import_module(module), name), "s3prl")
     except ImportError as error:
-        raise UserError(f"-u {name}: s3prl's {module} needs a package that is missing: {error}.") from error
+        raise UserError(
+            f"-u {name}: s3prl's {module} needs a package that is missing: {error}."
+        ) from error
 
 
 def _users_callable(name: str) -> Callable[..., Any]:
     """`path/to/expert.py:callable` or `package.module:callable`."""
     where, _, attribute = name.rpartition(":")
-    module = _load_file(Path(where)) if where.endswith(".py") or os.sep in where else _load_module(where)
+    module = (
+        _load_file(Path(where)) if where.endswith(".py") or os.sep in where else _load_module(where)
+    )
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+            public = [
+                each
+                for each, value in vars(module).items()
+                if callable(value) and not each.startswith("_")
+            ]
             raise UserError(
                 f"-u: {where} has no '{attribute}'.{did_you_mean(attribute, public)} "
                 f"It has: {', '.join(public) or 'nothing callable'}."
@@ -113,7 +142,9 @@ def _users_callable(name: str) -> Callable[..., Any]:
 
 def _load_file(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"-u: there is no file {path} (looked in {Path.cwd()}). Write path/to/expert.py:callable.")
+        raise UserError(
+            f"-u: there is no file {path} (looked in {Path.cwd()}). Write path/to/expert.py:callable."
+        )
     module_name = f"users_upstream_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None, path

@@ -19,7 +19,11 @@ from s3prl_varan.errors import UserError, problems_error
 
 N_FFT, HOP, STRIDE = 400, 160, 2  # samples, samples, mel frames per hidden frame
 SAMPLES_PER_FRAME = HOP * STRIDE
-PREFIXES = ("model.encoder.", "encoder.", "")  # ...ForConditionalGeneration, WhisperModel, WhisperEncoder
+PREFIXES = (
+    "model.encoder.",
+    "encoder.",
+    "",
+)  # ...ForConditionalGeneration, WhisperModel, WhisperEncoder
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -36,8 +40,12 @@ class LogMel(nn.Module):
         super().__init__()
         from transformers.audio_utils import mel_filter_bank
 
-        filters = mel_filter_bank(1 + N_FFT // 2, num_mel, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
-        self.register_buffer("filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False)
+        filters = mel_filter_bank(
+            1 + N_FFT // 2, num_mel, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer(
+            "filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False
+        )
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     @torch.no_grad()
@@ -48,9 +56,13 @@ class LogMel(nn.Module):
         frames = torch.tensor([STRIDE * count for count in hidden], device=device)
         total = STRIDE * max(hidden)
         padded = pad_sequence([wav.float() for wav in wavs], batch_first=True)
-        padded = F.pad(padded, (0, total * HOP + N_FFT - padded.size(1)))  # so that no frame sees the reflected end
+        padded = F.pad(
+            padded, (0, total * HOP + N_FFT - padded.size(1))
+        )  # so that no frame sees the reflected end
         with torch.autocast(device.type, enabled=False):
-            spectrum = torch.stft(padded, N_FFT, HOP, window=self.window, return_complex=True)[..., :total]
+            spectrum = torch.stft(padded, N_FFT, HOP, window=self.window, return_complex=True)[
+                ..., :total
+            ]
             mel = (self.filters @ spectrum.abs().square()).clamp_min(1e-10).log10()
         beyond = ~_valid(frames, total)[:, None]
         loudest = mel.masked_fill(beyond, -10.0).amax(dim=(1, 2), keepdim=True)
@@ -83,14 +95,21 @@ class UpstreamExpert(nn.Module):
         if total <= size:
             return self._encode_window(mel, frames)
         count = -(-total // size)
-        windows = F.pad(mel, (0, count * size - total)).unflatten(-1, (count, size)).transpose(1, 2).flatten(0, 1)
+        windows = (
+            F.pad(mel, (0, count * size - total))
+            .unflatten(-1, (count, size))
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
         starts = size * torch.arange(count, device=mel.device)
         left = (frames[:, None] - starts).clamp(0, size).flatten()  # [B * count]
         filled = left.nonzero()[:, 0]  # a window without a frame would attend to nothing
         hidden_states = []
         for hidden in self._encode_window(windows[filled], left[filled]):
             whole = hidden.new_zeros(batch * count, *hidden.shape[1:]).index_copy(0, filled, hidden)
-            hidden_states.append(whole.unflatten(0, (batch, count)).flatten(1, 2)[:, : total // STRIDE])
+            hidden_states.append(
+                whole.unflatten(0, (batch, count)).flatten(1, 2)[:, : total // STRIDE]
+            )
         return hidden_states
 
     def _encode_window(self, mel: Tensor, frames: Tensor) -> list[Tensor]:
@@ -112,7 +131,9 @@ class UpstreamExpert(nn.Module):
         return hidden_states
 
 
-def whisper(ckpt: str | None = None, model_config: str | None = None, refresh: bool = False) -> UpstreamExpert:
+def whisper(
+    ckpt: str | None = None, model_config: str | None = None, refresh: bool = False
+) -> UpstreamExpert:
     """The expert. ckpt: a checkpoint folder or hub id; model_config: another config.json; refresh: download again.
 
     The folder holds config.json and safetensors (or a pytorch_model.bin) of a whole Whisper model or of its encoder.
@@ -124,7 +145,9 @@ def whisper(ckpt: str | None = None, model_config: str | None = None, refresh: b
         )
     folder = Path(ckpt) if Path(ckpt).exists() else _download(ckpt, refresh)
     if not folder.is_dir():
-        raise UserError(f"-k: {ckpt} is a file; 'whisper' takes the folder with config.json and the weights.")
+        raise UserError(
+            f"-k: {ckpt} is a file; 'whisper' takes the folder with config.json and the weights."
+        )
     config = _read_config(Path(model_config) if model_config else folder / "config.json")
     return UpstreamExpert(_load_encoder(config, _read_weights(folder), str(folder)))
 
@@ -142,7 +165,9 @@ def _download(hub_id: str, refresh: bool) -> Path:
     try:
         patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
         return Path(snapshot_download(hub_id, allow_patterns=patterns, force_download=refresh))
-    except Exception as error:  # offline, no such model, no access: each of several libraries' types
+    except (
+        Exception
+    ) as error:  # offline, no such model, no access: each of several libraries' types
         raise UserError(
             f"-k: there is no folder {hub_id}, and as a hub id it could not be downloaded ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}). Without internet here, download it on a machine that has it "
@@ -154,14 +179,18 @@ def _read_config(path: Path) -> Any:
     from transformers import WhisperConfig
 
     if not path.is_file():
-        raise UserError(f"-k: {path.parent} has no {path.name}, so it is not a Hugging Face Whisper checkpoint folder.")
+        raise UserError(
+            f"-k: {path.parent} has no {path.name}, so it is not a Hugging Face Whisper checkpoint folder."
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
     found = values.get("model_type") if isinstance(values, dict) else None
     if found != "whisper":
-        raise UserError(f"{path}: expected model_type 'whisper', found {found!r}. For other models use their own upstream.")
+        raise UserError(
+            f"{path}: expected model_type 'whisper', found {found!r}. For other models use their own upstream."
+        )
     config = WhisperConfig(**values)
     config._attn_implementation = "sdpa"
     return config
@@ -178,21 +207,37 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".bin":
             return _encoder_part(torch.load(path, map_location="cpu", weights_only=True))
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values())) if path.suffix == ".json" else [path.name]
+        files = (
+            sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            if path.suffix == ".json"
+            else [path.name]
+        )
         state: dict[str, Tensor] = {}
         for path in (folder / name for name in files):
             with safe_open(path, framework="pt") as file:
-                state |= {key: file.get_tensor(key) for key in file.keys() if "decoder." not in key and key != "proj_out.weight"}
+                state |= {
+                    key: file.get_tensor(key)
+                    for key in file.keys()
+                    if "decoder." not in key and key != "proj_out.weight"
+                }
         return _encoder_part(state)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as weights, is it damaged? ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path} cannot be read as weights, is it damaged? ({type(error).__name__}: {error})"
+        ) from error
     except Exception as error:  # pickle's own
-        raise UserError(f"{path} holds more than tensors and is refused; convert it to safetensors. ({error})") from error
+        raise UserError(
+            f"{path} holds more than tensors and is refused; convert it to safetensors. ({error})"
+        ) from error
 
 
 def _encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = next((each for each in PREFIXES if f"{each}conv1.weight" in state), "")
-    return {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value.float()
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
 
 
 def _load_encoder(config: Any, state: dict[str, Tensor], source: str) -> Any:
@@ -201,7 +246,9 @@ def _load_encoder(config: Any, state: dict[str, Tensor], source: str) -> Any:
     with torch.device("meta"):  # no random weights to draw, they are all in the file
         encoder = WhisperEncoder(config)
     wanted = encoder.state_dict()
-    state = {key: value for key, value in state.items() if not key.startswith(("decoder.", "proj_out"))}
+    state = {
+        key: value for key, value in state.items() if not key.startswith(("decoder.", "proj_out"))
+    }
     problems = [f"'{key}' is missing" for key in wanted if key not in state]
     problems += [f"'{key}' is not in the model" for key in state if key not in wanted]
     problems += [

@@ -66,7 +66,9 @@ class Upstream(nn.Module):
         self.feature_selection, self.layer = feature_selection, layer
         self.min_samples = CLIP_LENGTHS[0]
         self.num_hidden, self.dim, self.downsample_rate = 0, 0, 0
-        self._num_given: int | None = None  # hidden states the expert gives, before `layer` picks one
+        self._num_given: int | None = (
+            None  # hidden states the expert gives, before `layer` picks one
+        )
         self._frame_rule: Callable[[list[int]], list[int]] | None = None
         self._fingerprint: str | None = None
         self.eval()
@@ -79,7 +81,9 @@ class Upstream(nn.Module):
         lengths: SUPERB's round(num_samples / downsample_rate), but no more than the clip makes alone, within 1..T.
         UserError where the expert's output has another form than when it was probed.
         """
-        assert len(wavs) > 0 and all(wav.dim() == 1 for wav in wavs), "expected waveforms B x [num_samples]"
+        assert len(wavs) > 0 and all(wav.dim() == 1 for wav in wavs), (
+            "expected waveforms B x [num_samples]"
+        )
         wavs = [F.pad(wav, (0, max(0, self.min_samples - len(wav)))) for wav in wavs]
         layers = self._hidden(wavs)
         self._check_rate(layers[0].size(1), max(len(wav) for wav in wavs))
@@ -89,8 +93,12 @@ class Upstream(nn.Module):
         """Hex digest of name, options and weights; cached, so ask before anything trains or re-parametrizes them."""
         if self._fingerprint is None:
             path, _, attribute = self.name.rpartition(":")
-            name = f"{Path(path).name}:{attribute}" if path else self.name  # the same expert from another folder
-            digest = hashlib.blake2b(repr((name, self.feature_selection, self.layer)).encode(), digest_size=16)
+            name = (
+                f"{Path(path).name}:{attribute}" if path else self.name
+            )  # the same expert from another folder
+            digest = hashlib.blake2b(
+                repr((name, self.feature_selection, self.layer)).encode(), digest_size=16
+            )
             if self.model_config is not None and Path(self.model_config).is_file():
                 digest.update(Path(self.model_config).read_bytes())
             for key, tensor in sorted(_tensors(self.expert)):
@@ -112,7 +120,9 @@ class Upstream(nn.Module):
         noise = 0.01 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
         layers = self._hidden([noise, noise[: SAMPLE_RATE * 3 // 5]])
         if not all(layer.isfinite().all() for layer in layers):
-            raise UserError(f"Upstream '{self.name}' gives NaN or infinity for 1 s of low noise: its weights are damaged.")
+            raise UserError(
+                f"Upstream '{self.name}' gives NaN or infinity for 1 s of low noise: its weights are damaged."
+            )
         self.num_hidden, self.dim = len(layers), layers[0].size(-1)
         if hasattr(self.expert, "get_downsample_rates"):
             self.downsample_rate = round(self.expert.get_downsample_rates(self.feature_selection))
@@ -123,7 +133,9 @@ class Upstream(nn.Module):
                 f"Upstream '{self.name}': get_downsample_rates gave {self.downsample_rate}, expected samples per frame."
             )
         self._check_rate(layers[0].size(1), SAMPLE_RATE)
-        self.min_samples = next(samples for samples in CLIP_LENGTHS if self._digests(noise[:samples]))
+        self.min_samples = next(
+            samples for samples in CLIP_LENGTHS if self._digests(noise[:samples])
+        )
         if not hasattr(self.expert, "frame_lengths"):
             self._frame_rule = self._learn_frame_rule(noise)
 
@@ -139,7 +151,9 @@ class Upstream(nn.Module):
             return None
         frames = count(high)
         low = max(self.min_samples, high - self.downsample_rate)
-        start = high - bisect.bisect_left(range(high - low), True, key=lambda back: count(high - back - 1) < frames)
+        start = high - bisect.bisect_left(
+            range(high - low), True, key=lambda back: count(high - back - 1) < frames
+        )
 
         def rule(num_samples: list[int]) -> list[int]:
             return [frames + (samples - start) // self.downsample_rate for samples in num_samples]
@@ -155,7 +169,13 @@ class Upstream(nn.Module):
                 warnings.simplefilter("ignore")
                 layers = self._hidden([wav])
             return all(layer.size(1) > 0 and bool(layer.isfinite().all()) for layer in layers)
-        except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError):  # what experts raise on short input
+        except (
+            RuntimeError,
+            ValueError,
+            AssertionError,
+            IndexError,
+            ZeroDivisionError,
+        ):  # what experts raise on short input
             return False
 
     def _hidden(self, wavs: list[Tensor]) -> list[Tensor]:
@@ -169,7 +189,9 @@ class Upstream(nn.Module):
         self._num_given = len(layers)
         if self.layer is not None:
             if not -len(layers) <= self.layer < len(layers):
-                raise UserError(f"-l {self.layer}: upstream '{self.name}' has hidden states 0 to {len(layers) - 1}.")
+                raise UserError(
+                    f"-l {self.layer}: upstream '{self.name}' has hidden states 0 to {len(layers) - 1}."
+                )
             layers = [layers[self.layer]]
         return _one_shape(layers, len(wavs), self.name, self.feature_selection)
 
@@ -196,22 +218,39 @@ def build_upstream(
     `package.module:callable`. `layer` keeps that hidden state only. UserError where any of it does not fit.
     """
     expert = construct(resolve(name), ckpt, model_config, refresh)
-    return Upstream(expert, name=name, ckpt=ckpt, model_config=model_config, feature_selection=feature_selection, layer=layer)
+    return Upstream(
+        expert,
+        name=name,
+        ckpt=ckpt,
+        model_config=model_config,
+        feature_selection=feature_selection,
+        layer=layer,
+    )
 
 
 def _select(result: object, key: str, name: str) -> list[Tensor]:
     """What `-s key` names in an expert's output, as a list of tensors."""
     if not isinstance(result, Mapping):
-        raise UserError(f"Upstream '{name}': forward(wavs) must return a dict of features, it gave {type(result).__name__}.")
+        raise UserError(
+            f"Upstream '{name}': forward(wavs) must return a dict of features, it gave {type(result).__name__}."
+        )
     if result.get(key) is None:
-        keys = [each for each, value in result.items() if value is not None and not str(each).startswith(("_", "hidden_state_"))]
-        raise UserError(f"-s: upstream '{name}' has no feature '{key}'. It gives: {', '.join(map(str, keys)) or 'nothing'}.")
+        keys = [
+            each
+            for each, value in result.items()
+            if value is not None and not str(each).startswith(("_", "hidden_state_"))
+        ]
+        raise UserError(
+            f"-s: upstream '{name}' has no feature '{key}'. It gives: {', '.join(map(str, keys)) or 'nothing'}."
+        )
     value = result[key]
     values = list(value.values()) if isinstance(value, Mapping) else value
     layers = list(values) if isinstance(values, list | tuple) else [values]
     if not layers or not all(isinstance(layer, Tensor) for layer in layers):
         found = ", ".join(sorted({type(layer).__name__ for layer in layers})) or "an empty list"
-        raise UserError(f"-s: feature '{key}' of upstream '{name}' must be one or more tensors [B, T, D]; found {found}.")
+        raise UserError(
+            f"-s: feature '{key}' of upstream '{name}' must be one or more tensors [B, T, D]; found {found}."
+        )
     return layers
 
 
@@ -226,7 +265,9 @@ def _one_shape(layers: list[Tensor], batch: int, name: str, key: str) -> list[Te
     remedy = "Read one of them with `-f layer -l N` or `-f last_layer`, or choose another feature with -s."
     sizes = [layer.size(-1) for layer in layers]
     if len(set(sizes)) > 1:
-        raise MixedShapesError(f"The hidden states of upstream '{name}' differ in size: {_per_layer(sizes)}. {remedy}")
+        raise MixedShapesError(
+            f"The hidden states of upstream '{name}' differ in size: {_per_layer(sizes)}. {remedy}"
+        )
     frames = [layer.size(1) for layer in layers]
     if max(frames) - min(frames) >= TOLERABLE_FRAMES:
         raise MixedShapesError(
@@ -237,10 +278,16 @@ def _one_shape(layers: list[Tensor], batch: int, name: str, key: str) -> list[Te
 
 def _per_layer(values: list[int]) -> str:
     """Runs of equal values: [64, 64, 80] -> 'layers 0-1: 64, layer 2: 80'."""
-    starts = [index for index, value in enumerate(values) if index == 0 or value != values[index - 1]]
+    starts = [
+        index for index, value in enumerate(values) if index == 0 or value != values[index - 1]
+    ]
     parts = []
     for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
-        parts.append(f"layer {start}: {values[start]}" if end == start + 1 else f"layers {start}-{end - 1}: {values[start]}")
+        parts.append(
+            f"layer {start}: {values[start]}"
+            if end == start + 1
+            else f"layers {start}-{end - 1}: {values[start]}"
+        )
     return ", ".join(parts)
 
 

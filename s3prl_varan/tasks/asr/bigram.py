@@ -14,7 +14,10 @@ from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.tasks.asr.data import read_split
 from s3prl_varan.training.checkpoint import write_atomic
 
-BIGRAM_DISCOUNT, WORD_DISCOUNT = 0.7, 0.5  # taken off each count; what it frees goes to single words, to <unk>
+BIGRAM_DISCOUNT, WORD_DISCOUNT = (
+    0.7,
+    0.5,
+)  # taken off each count; what it frees goes to single words, to <unk>
 
 
 def bigram_arpa(texts: Sequence[str]) -> str:
@@ -28,7 +31,10 @@ def bigram_arpa(texts: Sequence[str]) -> str:
     total = sum(words.values())
     single = {word: (count - WORD_DISCOUNT) / total for word, count in words.items()}
     single["<unk>"] = 1.0 - sum(single.values())
-    followed, followers = Counter[str](), Counter[str]()  # occurrences before another word, and before how many different ones
+    followed, followers = (
+        Counter[str](),
+        Counter[str](),
+    )  # occurrences before another word, and before how many different ones
     for (first, _), count in pairs.items():
         followed[first] += count
         followers[first] += 1
@@ -47,14 +53,24 @@ def bigram_arpa(texts: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 on success, 2 for a mistake in the input."""
-    parser = argparse.ArgumentParser(prog="bigram.py", description="A bigram model (ARPA) of a prepared corpus's transcripts.")
-    parser.add_argument("bucket_file", help="folder of the length tables that prepare_data.py wrote")
-    parser.add_argument("--libri_root", help="what their paths are relative to (default: the same folder)")
+    parser = argparse.ArgumentParser(
+        prog="bigram.py", description="A bigram model (ARPA) of a prepared corpus's transcripts."
+    )
+    parser.add_argument(
+        "bucket_file", help="folder of the length tables that prepare_data.py wrote"
+    )
+    parser.add_argument(
+        "--libri_root", help="what their paths are relative to (default: the same folder)"
+    )
     parser.add_argument("--split", default="train", help="table to read (default: train)")
     parser.add_argument("--out", default="bigram.arpa")
     args = parser.parse_args(argv)
     try:
-        datarc = {"libri_root": args.libri_root or args.bucket_file, "bucket_file": args.bucket_file, "train": [args.split]}
+        datarc = {
+            "libri_root": args.libri_root or args.bucket_file,
+            "bucket_file": args.bucket_file,
+            "train": [args.split],
+        }
         problems: list[str] = []
         texts = [utterance.text for utterance in read_split(datarc, "train", problems)]
         if problems or not texts:

@@ -16,7 +16,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from s3prl_varan.audio import read_audio
-from s3prl_varan.corpora.dictionary import CHAR_DICT, WORD_BOUNDARY, describe_unknown, load_alphabet, unknown_symbols
+from s3prl_varan.corpora.dictionary import (
+    CHAR_DICT,
+    WORD_BOUNDARY,
+    describe_unknown,
+    load_alphabet,
+    unknown_symbols,
+)
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
 
 MAX_SHOWN = 20  # problems in one message
@@ -70,7 +76,9 @@ def check_corpus(section: dict[str, Any], splits: Sequence[str]) -> None:
         if unknown:
             remedy += " Spell digits and symbols as spoken; other letters need their own dictionary (--build_dict, dict_path)."
         rest = [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
-        raise problems_error("The speech corpus cannot be used:", problems[:MAX_SHOWN] + rest, remedy)
+        raise problems_error(
+            "The speech corpus cannot be used:", problems[:MAX_SHOWN] + rest, remedy
+        )
 
 
 def read_split(datarc: dict[str, Any], split: str, problems: list[str]) -> list[Utterance]:
@@ -86,7 +94,9 @@ def read_split(datarc: dict[str, Any], split: str, problems: list[str]) -> list[
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         if not rows or not {"file_path", "length"} <= rows[0].keys():
-            problems.append(f"{path}: expected a table with the columns file_path and length and at least one row")
+            problems.append(
+                f"{path}: expected a table with the columns file_path and length and at least one row"
+            )
             continue
         for row in rows:
             audio = root / row["file_path"]
@@ -94,7 +104,9 @@ def read_split(datarc: dict[str, Any], split: str, problems: list[str]) -> list[
                 texts[audio.parent] = _transcripts(audio.parent, problems)
             text = texts[audio.parent].get(audio.stem)
             if text is None:
-                problems.append(f"{audio}: no transcript for it in {_transcript_file(audio.parent)}")
+                problems.append(
+                    f"{audio}: no transcript for it in {_transcript_file(audio.parent)}"
+                )
             else:
                 found.append(Utterance(audio.stem, audio, text, float(row["length"])))
     return sorted(found, key=lambda utterance: (-utterance.length, utterance.name))
@@ -119,7 +131,9 @@ def encode(text: str, dictionary: Any) -> list[int]:
     units = [*text.replace(" ", WORD_BOUNDARY), WORD_BOUNDARY]
     unknown = sorted({unit for unit in units if unit not in dictionary.indices})
     if unknown:
-        raise UserError(f"'{text}' has characters outside the dictionary: {' '.join(unknown)}. {PREPARE}")
+        raise UserError(
+            f"'{text}' has characters outside the dictionary: {' '.join(unknown)}. {PREPARE}"
+        )
     return [*(dictionary.indices[unit] for unit in units), dictionary.eos()]
 
 
@@ -128,7 +142,10 @@ class SpeechDataset(Dataset):
 
     def __init__(self, utterances: Sequence[Utterance], dictionary: Any):
         self.utterances = list(utterances)
-        self.libri_root, self.X = "", [[str(utterance.path)] for utterance in utterances]  # s3prl's names, read by lengths.py
+        self.libri_root, self.X = (
+            "",
+            [[str(utterance.path)] for utterance in utterances],
+        )  # s3prl's names, read by lengths.py
         self.labels = [encode(utterance.text, dictionary) for utterance in utterances]
 
     def __len__(self) -> int:
@@ -167,9 +184,14 @@ class SimilarLengths(Sampler[int]):
             for start in range(0, len(order), pool)
             for index in sorted(order[start : start + pool], key=lambda index: -self.lengths[index])
         ]
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        batches = [
+            order[start : start + self.batch_size]
+            for start in range(0, len(order), self.batch_size)
+        ]
         whole = sum(len(batch) == self.batch_size for batch in batches)
-        shuffled = [batches[index] for index in torch.randperm(whole, generator=self.generator).tolist()]
+        shuffled = [
+            batches[index] for index in torch.randperm(whole, generator=self.generator).tolist()
+        ]
         return iter([index for batch in [*shuffled, *batches[whole:]] for index in batch])
 
 
@@ -185,7 +207,9 @@ class Splits:
             problems: list[str] = []
             utterances = read_split(self.datarc, split, problems)
             if problems:
-                raise problems_error("The speech corpus cannot be used:", problems[:MAX_SHOWN], PREPARE)
+                raise problems_error(
+                    "The speech corpus cannot be used:", problems[:MAX_SHOWN], PREPARE
+                )
             self.datasets[split] = SpeechDataset(utterances, self.dictionary)
         dataset, training = self.datasets[split], split.startswith("train")
         size = self.datarc["batch_size" if training else "eval_batch_size"]

@@ -32,13 +32,23 @@ def decoder_problems(section: dict[str, Any] | None) -> list[str]:
     """What is wrong with datarc.decoder_args, as lines for one message."""
     values = section or {}
     unknown = [key for key in values if key not in DEFAULTS]
-    problems = [f"{key}: unknown key.{did_you_mean(key, DEFAULTS)} Known: {', '.join(DEFAULTS)}." for key in unknown]
+    problems = [
+        f"{key}: unknown key.{did_you_mean(key, DEFAULTS)} Known: {', '.join(DEFAULTS)}."
+        for key in unknown
+    ]
     kind = decoder_type(section)
     if kind not in TYPES:
-        return [*problems, f"decoder_type: expected one of {', '.join(TYPES)}, found {kind!r}.{did_you_mean(kind, TYPES)}"]
+        return [
+            *problems,
+            f"decoder_type: expected one of {', '.join(TYPES)}, found {kind!r}.{did_you_mean(kind, TYPES)}",
+        ]
     for key in ("beam", "beam_threshold", "lm_weight", "word_score", "sil_weight"):
         value = values.get(key, DEFAULTS[key])
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             problems.append(f"{key}: expected a number, found {value!r}")
         elif key == "beam" and value < 1:
             problems.append(f"beam: expected 1 or more, found {value}")
@@ -46,12 +56,18 @@ def decoder_problems(section: dict[str, Any] | None) -> list[str]:
         return problems
     model, lexicon = values.get("kenlm_model"), values.get("lexicon")
     files = {"kenlm_model": model, "lexicon": lexicon}
-    missing = [f"{key}: no file {path}" for key, path in files.items() if path and not Path(path).is_file()]
+    missing = [
+        f"{key}: no file {path}" for key, path in files.items() if path and not Path(path).is_file()
+    ]
     problems += missing
     if kind == "kenlm" and not model:
-        problems.append("kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (beam does not)")
+        problems.append(
+            "kenlm_model: decoder_type kenlm needs an n-gram model, .arpa or KenLM's binary (beam does not)"
+        )
     elif kind == "kenlm" and not lexicon and not missing and not _is_arpa(str(model)):
-        problems.append("lexicon: a binary language model needs one (lines WORD S P E L L I N G |); an .arpa lists them")
+        problems.append(
+            "lexicon: a binary language model needs one (lines WORD S P E L L I N G |); an .arpa lists them"
+        )
     try:
         import flashlight.lib.text.decoder  # noqa: F401
     except ImportError:
@@ -113,7 +129,9 @@ class BeamDecoder:
         with tempfile.TemporaryDirectory() as folder:
             if lm and not lexicon:
                 lexicon = str(Path(folder) / "lexicon.txt")
-                Path(lexicon).write_text(lexicon_of(arpa_words(Path(lm)), self.symbols), encoding="utf-8")
+                Path(lexicon).write_text(
+                    lexicon_of(arpa_words(Path(lm)), self.symbols), encoding="utf-8"
+                )
             options = {
                 "beam_size": int(beam),
                 "beam_threshold": beam_threshold,
@@ -132,9 +150,20 @@ class BeamDecoder:
                     unk_word="<unk>",
                     **options,
                 )
-            except (RuntimeError, ValueError, KeyError, IndexError) as error:  # Flashlight's and KenLM's
-                what = f"{lm} cannot be used as a language model" if lm else "the decoder cannot be built"
-                raise UserError(f"config.downstream_expert.datarc.decoder_args: {what} (lexicon {lexicon}): {error}") from error
+            except (
+                RuntimeError,
+                ValueError,
+                KeyError,
+                IndexError,
+            ) as error:  # Flashlight's and KenLM's
+                what = (
+                    f"{lm} cannot be used as a language model"
+                    if lm
+                    else "the decoder cannot be built"
+                )
+                raise UserError(
+                    f"config.downstream_expert.datarc.decoder_args: {what} (lexicon {lexicon}): {error}"
+                ) from error
 
     def decode(self, log_probs: Tensor) -> list[list[dict[str, Any]]]:
         """log_probs [1, T, V], up to a constant over V. The end mark s3prl's labels have counts as blank."""
@@ -146,7 +175,11 @@ class BeamDecoder:
         if not hypotheses:
             return [[]]
         best = hypotheses[0]
-        words = [word.upper() for word in best.words] if self.has_lexicon else self._words(best.tokens.tolist())
+        words = (
+            [word.upper() for word in best.words]
+            if self.has_lexicon
+            else self._words(best.tokens.tolist())
+        )
         return [[{"words": words, "score": float(best.score)}]]
 
     def _words(self, units: list[int]) -> list[str]:
@@ -181,7 +214,11 @@ def arpa_words(path: Path) -> list[str]:
 def lexicon_of(words: list[str], symbols: list[str]) -> str:
     """Lines WORD S P E L L I N G |, for the words that the dictionary can spell. UserError when it can spell none."""
     known = set(symbols)
-    lines = [f"{word} {' '.join(word.upper())} {WORD_BOUNDARY}\n" for word in words if set(word.upper()) <= known]
+    lines = [
+        f"{word} {' '.join(word.upper())} {WORD_BOUNDARY}\n"
+        for word in words
+        if set(word.upper()) <= known
+    ]
     if not lines:
         raise UserError("The language model has no word that the dictionary (dict_path) can spell.")
     return "".join(lines)

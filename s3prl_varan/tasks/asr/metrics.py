@@ -28,16 +28,23 @@ def worst_utterances(records: Records, count: int = 10) -> str:
     import editdistance
 
     rows = []
-    for name, target, guess in zip(records["filenames"], records["target_words"], records["pred_words"], strict=True):
+    for name, target, guess in zip(
+        records["filenames"], records["target_words"], records["pred_words"], strict=True
+    ):
         errors = editdistance.eval(list(target), list(guess))
         if errors:
-            rows.append((errors, _percent(errors, len(target)), str(name), list(target), list(guess)))
+            rows.append(
+                (errors, _percent(errors, len(target)), str(name), list(target), list(guess))
+            )
     rows.sort(key=lambda row: (-row[0], -row[1], row[2]))
     blocks = []
     for errors, rate, name, target, guess in rows[:count]:
         aligned = align(target, guess)
         widths = [max(len(word) for word in pair) for pair in aligned]
-        shown = [" ".join(pair[side].ljust(width) for pair, width in zip(aligned, widths, strict=True)) for side in (0, 1)]
+        shown = [
+            " ".join(pair[side].ljust(width) for pair, width in zip(aligned, widths, strict=True))
+            for side in (0, 1)
+        ]
         blocks.append(
             f"{name}: {errors} errors in {len(target)} words ({rate:.0f} %)\n"
             f"  ref  {shown[0].rstrip()}\n  hyp  {shown[1].rstrip()}\n"
@@ -48,7 +55,10 @@ def worst_utterances(records: Records, count: int = 10) -> str:
 def align(target: Sequence[str], guess: Sequence[str], gap: str = "*") -> list[tuple[str, str]]:
     """Word pairs of a cheapest edit path; `gap` repeated to the other word's length stands for a missing word."""
     rows, columns = len(target), len(guess)
-    cost = [[row + column if 0 in (row, column) else 0 for column in range(columns + 1)] for row in range(rows + 1)]
+    cost = [
+        [row + column if 0 in (row, column) else 0 for column in range(columns + 1)]
+        for row in range(rows + 1)
+    ]
     for row in range(1, rows + 1):
         for column in range(1, columns + 1):
             change = cost[row - 1][column - 1] + (target[row - 1] != guess[column - 1])
@@ -57,7 +67,9 @@ def align(target: Sequence[str], guess: Sequence[str], gap: str = "*") -> list[t
     row, column = rows, columns
     while row or column:
         both = row and column
-        if both and cost[row][column] == cost[row - 1][column - 1] + (target[row - 1] != guess[column - 1]):
+        if both and cost[row][column] == cost[row - 1][column - 1] + (
+            target[row - 1] != guess[column - 1]
+        ):
             row, column = row - 1, column - 1
             pairs.append((target[row], guess[column]))
         elif row and cost[row][column] == cost[row - 1][column] + 1:

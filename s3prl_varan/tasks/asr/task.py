@@ -28,13 +28,17 @@ class Reports:
 
     def __call__(self, split: str, records: dict[str, list], **kwargs: Any) -> Any:
         self._name_unaligned(split, records)
-        if "dev" in split or "test" in split:  # the splits whose hyp and ref files the expert writes
+        if (
+            "dev" in split or "test" in split
+        ):  # the splits whose hyp and ref files the expert writes
             write_atomic(self.expdir / f"worst_{split}.txt", worst_utterances(records))
         return self.log_records(split, records=records, **kwargs)
 
     def _name_unaligned(self, split: str, records: dict[str, list]) -> None:
         flags = records.get("unaligned", [])
-        new = {name for name, flag in zip(records["filenames"], flags, strict=True) if flag} - self.named
+        new = {
+            name for name, flag in zip(records["filenames"], flags, strict=True) if flag
+        } - self.named
         if new:
             self.named |= new
             shown = ", ".join(sorted(new)[:5]) + (" ..." if len(new) > 5 else "")
@@ -60,7 +64,9 @@ def expert_section(section: dict[str, Any]) -> dict[str, Any]:
     datarc = {
         **section["datarc"],
         "dict_path": str(dictionary_path(section["datarc"])),
-        "decoder_args": {"decoder_type": None},  # theirs needs Flashlight bindings that are no longer published
+        "decoder_args": {
+            "decoder_type": None
+        },  # theirs needs Flashlight bindings that are no longer published
     }
     return {**section, "datarc": datarc}
 

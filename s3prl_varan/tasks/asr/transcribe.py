@@ -19,7 +19,11 @@ from s3prl_varan.errors import UserError, problems_error
 from s3prl_varan.model import SpeechModel
 
 AUDIO_SUFFIXES = (".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
-LONGEST, EARLIEST_CUT, QUIET = 30.0, 20.0, 0.08  # seconds: a piece, where it may be cut, the stretch that must be quiet
+LONGEST, EARLIEST_CUT, QUIET = (
+    30.0,
+    20.0,
+    0.08,
+)  # seconds: a piece, where it may be cut, the stretch that must be quiet
 OUTPUT = "inference.jsonl"
 
 
@@ -46,7 +50,9 @@ def transcribe_files(args: Namespace, model: SpeechModel, device: torch.device) 
     done: list[dict[str, Any]] = []
     with open(Path(args.expdir) / OUTPUT, "a", encoding="utf-8") as log:
         for batch in _batches(all_pieces(paths), max(1, int(expert.datarc["eval_batch_size"]))):
-            for piece, segment in zip(batch, recognise(model, [piece.wave.to(device) for piece in batch]), strict=True):
+            for piece, segment in zip(
+                batch, recognise(model, [piece.wave.to(device) for piece in batch]), strict=True
+            ):
                 done.append({"start": round(piece.start, 2), "end": round(piece.end, 2), **segment})
                 if piece.last:
                     row = {"file": str(paths[piece.file]), **joined(done, model.featurizer.layers)}
@@ -66,7 +72,12 @@ def recognise(model: SpeechModel, waves: list[Tensor]) -> list[dict[str, Any]]:
     weights = features.layer_weights.float().cpu().tolist()
     best = log_probs.amax(dim=-1)
     return [
-        {"text": " ".join(words[row]), "score": float(best[row, :length].mean()), "frames": length, "layer_weights": weights[row]}
+        {
+            "text": " ".join(words[row]),
+            "score": float(best[row, :length].mean()),
+            "frames": length,
+            "layer_weights": weights[row],
+        }
         for row, length in enumerate(lengths)
     ]
 
@@ -75,13 +86,17 @@ def joined(segments: list[dict[str, Any]], layers: list[int]) -> dict[str, Any]:
     """A file's row out of its pieces: text, score and layer posterior (means over its frames), and the pieces if several."""
     frames = [segment["frames"] for segment in segments]
     total = sum(frames)
-    mean = lambda values: sum(value * count for value, count in zip(values, frames, strict=True)) / total  # noqa: E731
+    mean = lambda values: (
+        sum(value * count for value, count in zip(values, frames, strict=True)) / total
+    )  # noqa: E731
     by_layer = zip(*(segment["layer_weights"] for segment in segments), strict=True)
     row: dict[str, Any] = {
         "text": " ".join(segment["text"] for segment in segments if segment["text"]),
         "score": mean([segment["score"] for segment in segments]),
         "seconds": segments[-1]["end"],
-        "layer_weights": {str(layer): mean(values) for layer, values in zip(layers, by_layer, strict=True)},
+        "layer_weights": {
+            str(layer): mean(values) for layer, values in zip(layers, by_layer, strict=True)
+        },
     }
     if len(segments) > 1:
         shown = ("start", "end", "text", "score", "layer_weights")
@@ -96,13 +111,21 @@ def find_audio(names: Iterable[str]) -> list[Path]:
     for name in names:
         place = Path(name).expanduser()
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+            inside = sorted(
+                path
+                for path in place.rglob("*")
+                if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+            )
             paths += inside
             if not inside:
                 problems.append(f"{place}: no audio files ({', '.join(AUDIO_SUFFIXES)}) in it")
         else:
             paths.append(place)
-    problems += [file.problem for file in examine_audio_files(paths, min_samples=1, decode=False) if file.problem]
+    problems += [
+        file.problem
+        for file in examine_audio_files(paths, min_samples=1, decode=False)
+        if file.problem
+    ]
     if problems:
         raise problems_error("-t: not everything can be transcribed:", problems)
     return paths
@@ -143,7 +166,11 @@ def read_pieces(path: Path) -> Iterator[Tensor]:
                     raise UserError(f"{path}: holds values that are not finite (NaN or infinity)")
                 cut = quietest(held, rate) if len(held) > longest else len(held)
                 piece, held = held[:cut], held[cut:]
-                yield piece if rate == SAMPLE_RATE else torchaudio.functional.resample(piece, rate, SAMPLE_RATE)
+                yield (
+                    piece
+                    if rate == SAMPLE_RATE
+                    else torchaudio.functional.resample(piece, rate, SAMPLE_RATE)
+                )
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be decoded ({error})") from error
 
