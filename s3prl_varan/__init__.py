@@ -1,25 +1,26 @@
-"""s3prl_varan: input-dependent layer aggregation (VARAN) and LoRA for s3prl's upstreams and SUPERB's downstreams.
+"""s3prl_varan: input-dependent layer aggregation (VARAN) and LoRA for s3prl's upstreams and SUPERB's tasks.
 
-How data flows: audio batch -> upstream.py (+ lora.py) -> features.py -> featurizers.py (posterior.py, priors.py) ->
-downstream.py (heads.py, objective.py) -> metrics.py; runner.py drives it, experiment.py assembles it, cli.py parses.
+Start at model.py, the path from waveforms to loss. app/run.py carries out a command, training/ drives
+the model, tasks/ and featurizers/ have a room for each `-d` and `-f`.
 """
 
 import importlib
 
 _PUBLIC = {
-    "layer_prior": "featurizers.priors",
-    "LayerPosterior": "featurizers.posterior",
-    "masked_mean": "features.pooling",
-    "elbo": "layerwise.objective",
-    "aggregate_log_probs": "layerwise.objective",
-    "register_featurizer": "featurizers.registry",
-    "Featurizer": "featurizers.registry",
-    "build_featurizer": "featurizers.registry",
-    "build_upstream": "upstream.wrapper",
+    "Featurizer": "featurizers.base",
+    "Item": "tasks.shapes.base",
+    "LayerPosterior": "featurizers.varan.posterior",
+    "Task": "tasks.shapes.base",
     "UserError": "errors",
+    "UtteranceTask": "tasks.shapes.utterance",
+    "aggregate_log_probs": "layerwise.objective",
+    "build_upstream": "upstream.wrapper",
+    "elbo": "layerwise.objective",
+    "layer_prior": "featurizers.varan.priors",
+    "masked_mean": "features.pooling",
 }
 __all__ = list(_PUBLIC)
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:

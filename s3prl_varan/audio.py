@@ -1,22 +1,22 @@
 """Reading and checking audio files. Everything downstream of here is 16 kHz mono float32."""
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import atomic_path
 
 if TYPE_CHECKING:
     import torch
 
 SAMPLE_RATE = 16000
-MIN_SAMPLES = (
-    400  # receptive field of the wav2vec 2.0 family's convolutions: a shorter clip gives no frame
-)
+# The receptive field of the wav2vec 2.0 family's convolutions: a shorter clip gives no frame.
+MIN_SAMPLES = 400
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 
 
@@ -53,23 +53,37 @@ class CheckedFile:
     problem: str | None  # starts with the path
 
 
-def read_audio(path: str | Path) -> "torch.Tensor":
-    """Read a file as [num_samples] float32 at 16 kHz: channels are averaged, other rates resampled.
+def read_audio(path: str | Path, *, start: float = 0.0, end: float | None = None) -> "torch.Tensor":
+    """Read a file as [num_samples] float32 at 16 kHz: channels averaged, other rates resampled.
 
-    Raises UserError naming the file when it is missing, unreadable, empty or holds values that are not finite.
+    start, end: seconds; only this stretch is read (None: to the end of the file; an end past it is
+    cut off there). Raises UserError naming the file when it is missing, unreadable, without samples
+    in that stretch, or holds values that are not finite.
     """
     import torch
     import torchaudio
 
-    data, rate = _decode(path)
+    data, rate = _decode(path, start, end)
     wave = torch.from_numpy(data).mean(dim=1)
     if rate != SAMPLE_RATE:
         wave = torchaudio.functional.resample(wave, rate, SAMPLE_RATE)
     return wave
 
 
+@cache
+def header_samples(path: str | Path) -> int:
+    """How many samples `read_audio` gives for the whole file, from its header.
+
+    Each file is looked at once in a process: datasets and samplers ask again and again.
+    """
+    return audio_info(path).samples_16k
+
+
 def audio_info(path: str | Path) -> AudioInfo:
-    """Length, rate and channels from the header, without decoding. Raises UserError when there is no readable header."""
+    """Length, rate and channels from the header, without decoding.
+
+    Raises UserError when there is no readable header.
+    """
     import soundfile
 
     _require_file(path)
@@ -83,9 +97,10 @@ def audio_info(path: str | Path) -> AudioInfo:
 def check_audio_files(
     paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True
 ) -> list[str]:
-    """One line per file that is missing, unreadable, or shorter than `min_samples` at 16 kHz; it starts with the path.
+    """A line per file that is missing, unreadable or shorter than `min_samples` at 16 kHz.
 
-    decode=False trusts the headers: much faster, but a file cut off in the middle passes.
+    Each starts with the path. decode=False trusts the headers: much faster, but a file cut off in
+    the middle passes.
     """
     return [
         file.problem
@@ -99,33 +114,26 @@ def examine_audio_files(
 ) -> list[CheckedFile]:
     """As `check_audio_files`, with what was learnt about every file, in the order given."""
     todo: Sequence[Path] = [Path(path) for path in paths]
-    with ThreadPoolExecutor(
-        max_workers=min(8, os.cpu_count() or 1)
-    ) as pool:  # libsndfile releases the interpreter lock
+    # Threads are enough: libsndfile releases the interpreter lock.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda path: _examine(path, min_samples, decode), todo))
 
 
 def convert_to_16k_mono(source: str | Path, target: str | Path) -> AudioInfo:
-    """Write `source` as 16 kHz mono 16-bit `target` (.wav or .flac, by its suffix); whole or not at all."""
+    """Write `source` as 16 kHz mono 16-bit `target`, .wav or .flac by its suffix."""
     wave = read_audio(source)
     write_audio(target, wave.clamp(-1.0, 1.0).numpy())
     return AudioInfo(len(wave), SAMPLE_RATE, 1)
 
 
-def write_audio(path: str | Path, samples) -> None:  # noqa: ANN001 - a float or int16 numpy array [num_samples]
-    """Write 16 kHz 16-bit audio through a temporary file in the same folder."""
+def write_audio(path: str | Path, samples) -> None:  # noqa: ANN001 - a numpy array [num_samples]
+    """Write float or int16 samples at 16 kHz as 16-bit audio; whole or not at all."""
     import soundfile
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=target.suffix)
-    os.close(handle)
-    try:
+    with atomic_path(target) as temporary:
         soundfile.write(temporary, samples, SAMPLE_RATE, subtype="PCM_16")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _examine(path: Path, min_samples: int, decode: bool) -> CheckedFile:
@@ -154,7 +162,10 @@ def _examine(path: Path, min_samples: int, decode: bool) -> CheckedFile:
 
 
 def _missing_bytes(path: Path) -> int:
-    """How much of a torn .wav is gone; libsndfile reads what is left without a word. (Torn flac fails; a torn ogg passes.)"""
+    """How much of a torn .wav is gone: libsndfile reads what is left of one without a word.
+
+    (A torn flac fails to decode; a torn ogg passes.)
+    """
     with open(path, "rb") as file:
         head = file.read(8)
     stated = int.from_bytes(head[4:8], "little")
@@ -163,22 +174,43 @@ def _missing_bytes(path: Path) -> int:
     return max(0, stated + 8 - path.stat().st_size)
 
 
-def _decode(path: str | Path):  # noqa: ANN202 - (float32 numpy array [num_samples, channels], rate)
+def _decode(path: str | Path, start: float = 0.0, end: float | None = None):  # noqa: ANN202
+    """(float32 numpy array [num_samples, channels], rate in Hz) of the stretch, in seconds."""
     import numpy
     import soundfile
 
     _require_file(path)
     try:
         with soundfile.SoundFile(str(path)) as file:
-            rate = file.samplerate
-            data = file.read(dtype="float32", always_2d=True)
+            rate, whole = int(file.samplerate), start == 0.0 and end is None
+            if whole:
+                data = file.read(dtype="float32", always_2d=True)
+            else:
+                first, stop = _stretch(path, start, end, file.frames, rate)
+                file.seek(first)
+                data = file.read(stop - first, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{path}: not readable as audio ({_reason(error)})") from error
     if len(data) == 0:
         raise UserError(f"{path}: empty, no samples")
     if not numpy.isfinite(data).all():
         raise UserError(f"{path}: holds values that are not finite (NaN or infinity)")
-    return data, int(rate)
+    return data, rate
+
+
+def _stretch(
+    path: str | Path, start: float, end: float | None, frames: int, rate: int
+) -> tuple[int, int]:
+    """First frame and the one after the last. UserError when there is none between them."""
+    first = round(start * rate)
+    stop = frames if end is None else min(frames, round(end * rate))
+    if start < 0 or first >= stop:
+        last = "its end" if end is None else f"{end:g} s"
+        raise UserError(
+            f"{path}: no samples from {start:g} s to {last}; the file has {frames / rate:.3f} s. "
+            "Give a start that is not negative, before the end and inside the file."
+        )
+    return first, stop
 
 
 def _require_file(path: str | Path) -> None:

@@ -1,20 +1,82 @@
-"""One nn.Module from waveforms to loss: upstream -> features -> featurizer -> adapted expert. One graph, also for DDP."""
+"""The path from waveforms to loss and prediction, as one module: this is the file to read first.
+
+    wavs -> upstream (+ LoRA) -> stack of hidden states -> featurizer (layers, posterior)
+         -> layer-wise heads -> loss of every layer [B, L] -> ELBO, and one prediction out of L
+
+One graph, also for DDP. Symbols everywhere: B batch, L layers handed on, N hidden states read,
+T frames, D hidden size, C classes, V symbols.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s3prl_varan.features.stack import LayerFeatures, LayerStack, stack_layers
-from s3prl_varan.featurizers.registry import Featurizer
-from s3prl_varan.layerwise.downstream import LayerwiseDownstream, Prediction
+from s3prl_varan.featurizers.base import Featurizer
+from s3prl_varan.layerwise.objective import Elbo, Objective, elbo
+from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
+from s3prl_varan.tasks.shapes.base import Task
 from s3prl_varan.upstream.wrapper import Upstream
 
 Encoder = Callable[[list[Tensor]], LayerStack]
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a batch came to."""
+
+    terms: Elbo
+    prediction: Prediction | None  # None where a training batch is not scored
+    layer_weights: Tensor  # [B, N] share of each hidden state read, detached
+
+
+class LayerwiseDownstream(nn.Module):
+    """A task's heads on every layer, with the objective that joins them.
+
+    pooled: each layer's mean over time is enough for these heads.
+    """
+
+    def __init__(self, task: Task, heads: nn.Module, objective: Objective):
+        super().__init__()
+        self.task, self.heads, self.objective = task, heads, objective
+        self.pooled: bool = getattr(heads, "pooled", False)
+
+    def outputs(self, feats: LayerFeatures) -> LayerOutputs:
+        """The heads' outputs of every layer."""
+        return LayerOutputs(*self.heads(feats.hidden, feats.lengths))
+
+    def forward(self, feats: LayerFeatures, targets: Any) -> tuple[Elbo, Prediction | None]:
+        """Loss terms of a batch, and its prediction where it is wanted."""
+        objective = self.objective
+        out = self.outputs(feats)
+        nll = self.task.layer_loss(out, targets)  # [B, L], or [B, L, K] hypotheses
+        terms = elbo(
+            nll,
+            feats.posterior_logits,
+            feats.prior,
+            objective.beta,
+            nll=objective.nll,
+            kl=objective.kl,
+        )
+        if self.training and not self.task.scores_training:
+            return terms, None
+        return terms, self.predict(out, feats)
+
+    @torch.no_grad()  # no loss is taken of the prediction
+    def predict(self, out: LayerOutputs, feats: LayerFeatures) -> Prediction:
+        """One prediction out of L."""
+        return self.task.combine(out, feats.posterior_logits, self.objective.rule)
+
+
 class SpeechModel(nn.Module):
-    """`trains_upstream`: LoRA or full fine-tuning; otherwise the upstream stays in eval mode and out of the graph."""
+    """Upstream, featurizer and downstream.
+
+    trains_upstream: LoRA or full fine-tuning; otherwise the upstream stays in eval mode and out of
+    the graph. normalize: layer-normalise the hidden states. specaug: SpecAugment on the features.
+    """
 
     def __init__(
         self,
@@ -30,11 +92,11 @@ class SpeechModel(nn.Module):
         self.upstream, self.featurizer, self.downstream = upstream, featurizer, downstream
         self.trains_upstream, self.normalize, self.specaug = trains_upstream, normalize, specaug
         self.pool = downstream.pooled and specaug is None
-        self.cached_encoder: Encoder | None = (
-            None  # takes the frozen upstream's place (see cache.py)
-        )
+        # A cache takes the frozen upstream's place here, see features/cache.py.
+        self.cached_encoder: Encoder | None = None
         if not trains_upstream:
             self.upstream.requires_grad_(False)
+        self.train()  # a new module says it trains, whatever its parts do: make it true of all
 
     def train(self, mode: bool = True) -> "SpeechModel":
         super().train(mode)
@@ -52,23 +114,17 @@ class SpeechModel(nn.Module):
 
     def features(self, wavs: list[Tensor]) -> LayerFeatures:
         """What the heads see."""
-        features = self.featurizer(self.encode(wavs))
-        return self.specaug(features) if self.specaug is not None and self.training else features
+        feats = self.featurizer(self.encode(wavs))
+        return self.specaug(feats) if self.specaug is not None and self.training else feats
 
-    def forward(
-        self, split: str, wavs: list[Tensor], others: tuple, records: dict
-    ) -> dict[str, Tensor]:
-        """Loss of a batch as the expert's data loader gives it; `records` is appended to. Scalars: loss, nll, kl."""
-        features = self.features(wavs)
-        terms = self.downstream(split, features, others, records)
-        if not self.training:
-            records.setdefault("layer_weights", []).extend(
-                features.layer_weights.float().cpu().tolist()
-            )
-        return {"loss": terms.loss, "nll": terms.nll, "kl": terms.kl}
+    def forward(self, wavs: list[Tensor], targets: Any) -> Step:
+        """Loss and prediction of a batch: waveforms B x [num_samples], targets as collated."""
+        feats = self.features(wavs)
+        terms, prediction = self.downstream(feats, targets)
+        return Step(terms, prediction, feats.layer_weights)
 
     @torch.no_grad()
     def predict(self, wavs: list[Tensor]) -> tuple[Prediction, LayerFeatures]:
-        """Prediction without labels, with the features it was made from (their layer weights are the posterior)."""
-        features = self.features(wavs)
-        return self.downstream.predict(features), features
+        """Prediction without targets, with the features it was made from."""
+        feats = self.features(wavs)
+        return self.downstream.predict(self.downstream.outputs(feats), feats), feats

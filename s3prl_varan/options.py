@@ -16,7 +16,14 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import (
-    Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
 )  # fmt: skip
 
 from s3prl_varan.errors import UserError, did_you_mean
@@ -53,20 +60,25 @@ Natural = Annotated[int, Range(low=0)]
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(low=0, below=1)]  # a dropout's probability, say
+OpenShare = Annotated[float, Range(above=0, below=1)]
 
 
-def read_options(cls: type[T], values: Any, section: str, problems: list[str]) -> T | None:
+def read_options(
+    cls: type[T], values: Any, section: str, problems: list[str], *, plain_only: bool = False
+) -> T | None:
     """`values` of the config section `section` as an instance of the dataclass `cls`.
 
     What is missing, unknown, ill-typed or out of range goes into `problems`, a line each that
     names the key, what was expected and what was found; then the result is None.
+    A class with keys of the user's naming has a classmethod `from_plain` of the same arguments,
+    and `to_plain()`; it calls this with plain_only=True.
     """
     assert is_dataclass(cls)
-    if values is None:
-        values = {}
     if not isinstance(values, Mapping):
         problems.append(f"{section}: expected keys and values, found {values!r}")
         return None
+    if hasattr(cls, "from_plain") and not plain_only:
+        return cls.from_plain(values, section, problems)
     before, hints = len(problems), get_type_hints(cls, include_extras=True)
     known = {each.name: each for each in fields(cls) if each.init}
     kwargs = {}
@@ -175,8 +187,10 @@ def readable(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
-def plain(options: Any) -> dict[str, Any]:
+def plain(options: Any, *, plain_only: bool = False) -> dict[str, Any]:
     """An options object as plain values, defaults included, as a config would have them."""
+    if hasattr(options, "to_plain") and not plain_only:
+        return options.to_plain()
     return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(options).items()}
 
 

@@ -1,51 +1,88 @@
-"""-m inference: the prediction, the class probabilities and the layer posterior of files."""
+"""-m inference: what a trained model says of files and folders, in batches and bounded memory.
+
+Tasks that transcribe cut a long recording at quiet moments; pieces of all files share the batches.
+"""
 
 import json
-from argparse import Namespace
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from s3prl_varan.audio import read_audio
-from s3prl_varan.errors import UserError
-from s3prl_varan.layerwise.downstream import class_names, softmax_probs
+from s3prl_varan.errors import problems_error
 from s3prl_varan.model import SpeechModel
-from s3prl_varan.tasks.registry import Task
+from s3prl_varan.recordings import Piece, find_audio, read_pieces
+from s3prl_varan.tasks.shapes.base import Task
+
+OUTPUT = "inference.jsonl"
 
 
-def infer(args: Namespace, task: Task, model: SpeechModel, device: torch.device) -> None:
-    """Predict the file(s) of -t (joined by commas), print them, and append them to EXPDIR/inference.jsonl."""
-    if not args.evaluate_split:
-        raise UserError("-m inference needs -t, the audio file to predict.")
-    if task.infer is not None:
-        return task.infer(args, model, device)
-    asked = args.evaluate_split
-    paths = [Path(asked)] if Path(asked).exists() else [Path(name) for name in asked.split(",")]
-    wavs = [read_audio(path) for path in paths]  # all readable before anything is predicted
-    model.eval()
-    names = class_names(model.downstream.expert)
-    with open(Path(args.expdir) / "inference.jsonl", "a", encoding="utf-8") as log:
-        for path, wav in zip(paths, wavs, strict=True):
-            prediction, features = model.predict([wav.to(device)])
-            probs = softmax_probs(prediction)[0].tolist()
-            weights = features.layer_weights[0].tolist()
-            labels = names or [str(index) for index in range(len(probs))]
-            best = labels[max(range(len(probs)), key=probs.__getitem__)]
-            by_class = dict(zip(labels, probs, strict=True))
-            by_layer = dict(zip(map(str, model.featurizer.layers), weights, strict=True))
-            row = {
-                "file": str(path),
-                "prediction": best,
-                "probabilities": by_class,
-                "layer_weights": by_layer,
-            }
-            log.write(json.dumps(row) + "\n")
-            print(f"{path}: {best}")
-            print(
-                "  probabilities:",
-                "  ".join(f"{label} {prob:.3f}" for label, prob in by_class.items()),
+def infer(asked: str, task: Task, model: SpeechModel, device: torch.device, folder: Path) -> None:
+    """Predict the files and folders `asked` (joined by commas).
+
+    Prints `path TAB answer` and appends a JSON line each to FOLDER/inference.jsonl. UserError, with
+    everything that cannot be read, before anything is predicted.
+    """
+    # A file's name may have commas in it.
+    names = [asked] if Path(asked).exists() else asked.split(",")
+    paths, problems = find_audio(names)
+    if problems:
+        raise problems_error("-t: not everything can be predicted:", problems)
+    model.to(device).eval()
+    done: list[dict[str, Any]] = []
+    with open(folder / OUTPUT, "a", encoding="utf-8") as log:
+        for batch in _batches(read_pieces(paths, task.longest_piece), task.batch_size(False)):
+            for piece, answer in zip(batch, predict(task, model, batch, device), strict=True):
+                done.append(answer)
+                if piece.last:
+                    row = {"file": str(paths[piece.file]), **joined(task, done)}
+                    log.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    log.flush()
+                    print(f"{row['file']}\t{task.text(row)}", flush=True)
+                    done = []
+
+
+def predict(
+    task: Task, model: SpeechModel, pieces: list[Piece], device: torch.device
+) -> list[dict[str, Any]]:
+    """The task's answer for each piece, with its stretch and its layer weights."""
+    prediction, feats = model.predict([piece.wave.to(device) for piece in pieces])
+    layers = list(map(str, model.featurizer.layers))
+    weights = feats.layer_weights.float().cpu().tolist()
+    return [
+        {
+            "start": round(piece.start, 2),
+            "end": round(piece.end, 2),
+            **answer,
+            "layer_weights": dict(zip(layers, shares, strict=True)),
+        }
+        for piece, answer, shares in zip(pieces, task.answers(prediction), weights, strict=True)
+    ]
+
+
+def joined(task: Task, pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """A file's row out of its pieces; layer weights are means over its seconds."""
+    seconds = [piece["end"] - piece["start"] for piece in pieces]
+    total = sum(seconds) or 1.0
+    row = {
+        **{key: value for key, value in task.join(pieces).items() if key not in ("start", "end")},
+        "seconds": pieces[-1]["end"],
+        "layer_weights": {
+            layer: sum(
+                piece["layer_weights"][layer] * share
+                for piece, share in zip(pieces, seconds, strict=True)
             )
-            print(
-                "  layers:       ",
-                "  ".join(f"{layer}:{weight:.3f}" for layer, weight in by_layer.items()),
-            )
+            / total
+            for layer in pieces[0]["layer_weights"]
+        },
+    }
+    if len(pieces) > 1:
+        row["segments"] = pieces
+    return row
+
+
+def _batches(pieces: Iterator[Piece], size: int) -> Iterator[list[Piece]]:
+    while batch := list(islice(pieces, size)):
+        yield batch

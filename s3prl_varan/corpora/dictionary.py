@@ -65,8 +65,8 @@ def write_dictionary(path: str | Path, counts: Mapping[str, int]) -> None:
     write_texts({Path(path): dictionary_text(counts)})
 
 
-def load_alphabet(path: str | Path = CHAR_DICT) -> set[str]:
-    """The characters of a dictionary file, without '|'. Raises UserError when it is missing or not such a file."""
+def load_symbols(path: str | Path = CHAR_DICT) -> list[str]:
+    """The units of a dictionary file in its order. UserError when it is missing or no such file."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -76,10 +76,16 @@ def load_alphabet(path: str | Path = CHAR_DICT) -> set[str]:
         symbol, _, count = line.rstrip().rpartition(" ")
         if len(symbol) != 1 or not count.isdigit():
             raise UserError(
-                f"{path}, line {number}: expected 'symbol count' with a single character, found '{line}'"
+                f"{path}, line {number}: expected 'symbol count' with a single character, "
+                f"found '{line}'"
             )
         symbols.append(symbol)
-    return set(symbols) - {WORD_BOUNDARY}
+    return symbols
+
+
+def load_alphabet(path: str | Path = CHAR_DICT) -> set[str]:
+    """The characters of a dictionary file, without '|'; see load_symbols."""
+    return set(load_symbols(path)) - {WORD_BOUNDARY}
 
 
 def describe_unknown(where: Mapping[str, Mapping[str, int]], shown: int = 10) -> list[str]:

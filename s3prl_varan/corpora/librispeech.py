@@ -278,3 +278,14 @@ def _check(
             elif not symbols:
                 good[split].append(replace(row, info=file.info))
     return good, problems + [f"outside the alphabet: {line}" for line in describe_unknown(unknown)]
+
+
+def read_transcripts(chapter: Path) -> dict[str, str]:
+    """{name: upper-case text} of a chapter's .trans.txt. UserError where it cannot be read."""
+    path = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    rows = (line.split() for line in lines if line.strip())
+    return {name: " ".join(words).upper() for name, *words in rows}

@@ -25,8 +25,6 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.features.clip_keys import ClipKeys
 from s3prl_varan.features.stack import LayerStack, stack_layers
 from s3prl_varan.features.store import ABOUT, HEADER_BYTES, SegmentStore, readable_bytes, used_bytes
-from s3prl_varan.model import SpeechModel
-from s3prl_varan.training.lengths import item_samples
 from s3prl_varan.upstream.wrapper import Upstream
 
 logger = logging.getLogger(__name__)
@@ -186,30 +184,6 @@ class FeatureCache:
             return HEADER_BYTES + 4 * self.upstream.num_hidden * self.upstream.dim
         frames = max(1, round(num_samples / self.upstream.downsample_rate))
         return HEADER_BYTES + 2 * self.upstream.num_hidden * self.upstream.dim * frames
-
-
-def attach_cache(
-    model: SpeechModel, root: str | Path, datasets: Sequence[Any], *, budget_gb: float = 20.0
-) -> str:
-    """Let `model` take its frozen upstream's features from a cache in `root`. Returns a line on what will fit.
-
-    datasets: those whose clips will be asked for. UserError where caching would be wrong.
-    """
-    if model.trains_upstream:
-        raise UserError(
-            "--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they change every step."
-        )
-    if budget_gb <= 0:
-        raise UserError(f"--cache_gb: expected a size above 0, found {budget_gb:g}.")
-    cache = FeatureCache(
-        root, model.upstream, pooled=model.pool, normalize=model.normalize, budget_gb=budget_gb
-    )
-    model.cached_encoder = lambda wavs: cache.encode(wavs, model.featurizer.layers)
-    samples = [item_samples(dataset) for dataset in datasets]
-    if any(items is None for items in samples):
-        return cache.forecast(None, sum(len(dataset) for dataset in datasets))
-    flat = [count for items in samples for item in items or [] for count in item]
-    return cache.forecast(flat, len(flat))
 
 
 def _as_slice(layers: Sequence[int]) -> slice | list[int]:

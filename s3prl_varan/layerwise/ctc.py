@@ -1,4 +1,4 @@
-"""CTC over many layers at once: the loss, what it needs, and the choice of one transcript out of L layers."""
+"""CTC over many layers at once: the loss, what it needs, and one transcript out of L layers."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,10 @@ from s3prl_varan.layerwise.objective import aggregate_log_probs, layer_log_poste
 
 
 def ctc_frames_needed(labels: Tensor, target_lengths: Tensor) -> Tensor:
-    """Frames a CTC path needs at least: one per symbol, one more between equal neighbours. labels [B, S], lengths [B] -> [B]."""
+    """Frames a CTC path needs at least: labels [B, S] padded, lengths [B] -> [B].
+
+    One per symbol, and one more, a blank, between equal neighbours.
+    """
     within = torch.arange(1, labels.size(1), device=labels.device) < target_lengths[:, None]
     return target_lengths + ((labels[:, 1:] == labels[:, :-1]) & within).sum(dim=1)
 
@@ -22,15 +25,20 @@ def layerwise_ctc(
     blank: int,
     zero_infinity: bool,
 ) -> Tensor:
-    """CTC loss of every layer: log_probs [B, L, T, V], labels [B, S] padded, lengths [B] each -> [B, L] in nats."""
+    """CTC loss of every layer, in one call over B x L sequences.
+
+    log_probs [B, L, T, V], labels [B, S] padded, lengths [B] each -> [B, L] in nats.
+    """
     batch, layers, frames, symbols = log_probs.shape
-    flat = log_probs.permute(2, 0, 1, 3).reshape(frames, batch * layers, symbols)
-    repeat = lambda tensor: tensor.repeat_interleave(layers, dim=0)  # noqa: E731
+
+    def repeat(tensor: Tensor) -> Tensor:
+        return tensor.repeat_interleave(layers, dim=0).long()
+
     nll = F.ctc_loss(
-        flat,
-        repeat(labels).long(),
-        repeat(input_lengths).long(),
-        repeat(target_lengths).long(),
+        log_probs.permute(2, 0, 1, 3).reshape(frames, batch * layers, symbols),
+        repeat(labels),
+        repeat(input_lengths),
+        repeat(target_lengths),
         blank=blank,
         reduction="none",
         zero_infinity=zero_infinity,
@@ -41,11 +49,14 @@ def layerwise_ctc(
 def select_sequence(
     layer_log_probs: Tensor, posterior_logits: Tensor, lengths: Tensor, blank: int
 ) -> Tensor:
-    """`prediction: sequence`: [B, L, T, V], logits [B, L], frames [B] -> the log-probabilities of the winner [B, T, V], float32.
+    """The log-probabilities [B, T, V] of the source whose transcript wins, float32.
 
-    The objective weighs the likelihoods of sequences, log p(y | x, l), but "geometric" and "mixture" average the layers frame by
-    frame, and CTC heads that were trained apart put the same letter on different frames: what one says, the others call blank.
-    Here each layer's greedy transcript, and that of either average, is a candidate y; the one with the largest
+    layer_log_probs [B, L, T, V], posterior_logits [B, L], lengths [B] frames.
+
+    The objective weighs the likelihoods of sequences, log p(y | x, l), but "geometric" and
+    "mixture" average the layers frame by frame, and CTC heads that were trained apart put the same
+    letter on different frames: what one says, the others call blank. Here each layer's greedy
+    transcript, and that of either average, is a candidate y; the one with the largest
     sum_l q(l | x) log p(y | x, l) wins.
     """
     layers = layer_log_probs.float()
@@ -68,7 +79,10 @@ def select_sequence(
 
 
 def greedy_labels(log_probs: Tensor, lengths: Tensor, blank: int) -> tuple[Tensor, Tensor]:
-    """Best unit of each frame, repeats merged, blanks dropped: [B, T, V], frames [B] -> units [B, U] padded, counts [B]."""
+    """Best unit of each frame, repeats merged, blanks dropped.
+
+    log_probs [B, T, V], lengths [B] frames -> units [B, U] padded, counts [B].
+    """
     best = log_probs.argmax(dim=-1)
     keep = best != blank
     keep[:, 1:] &= best[:, 1:] != best[:, :-1]

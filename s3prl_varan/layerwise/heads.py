@@ -1,20 +1,44 @@
 """Layer-wise probing heads: one head per aggregated layer (or one shared by all), batched over layers.
 
-Every head maps (hidden [B, L, T, D], lengths [B]) to (logits, lengths): [B, L, C] for utterance tasks, [B, L, T', V] with
-the lengths [B] of T' for frame tasks.
+Every head maps (hidden [B, L, T, D], lengths [B]) to (values, lengths): [B, L, C] for utterance
+tasks, [B, L, T', V] with the lengths [B] of T' for frame tasks.
+
+B batch, L layers, T frames, D hidden size, P projection, C classes, V symbols.
 """
 
-import copy
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from s3prl_varan.features.pooling import masked_mean
+from s3prl_varan.options import Count, Share
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Section `heads:`, the same for every featurizer, so that a comparison is one of featurizers."""
+
+    # expert: SUPERB's own head of the task, as modelrc describes it; linear: the paper's,
+    # Linear(D, dim) and Linear(dim, C) with nothing between but dropout.
+    kind: Literal["expert", "linear"] = "expert"
+    dim: Count = 256  # width of a linear head
+    dropout: Share = 0.0  # before a linear head's last matrix
+    shared: bool = False  # one head for all layers
+
+    def idle(self) -> list[str]:
+        """Keys that the others make idle."""
+        return [] if self.kind == "linear" else ["dim"]
 
 
 class LayerwiseLinear(nn.Module):
-    """L independent Linear(D, P) in one batched product: [L, N, D] -> [L, N, P]. `shared`: one matrix for all layers."""
+    """L independent Linear(D, P) in one batched product: [L, N, D] -> [L, N, P].
+
+    `shared`: one matrix for all layers.
+    """
 
     def __init__(self, num_layers: int, in_dim: int, out_dim: int, shared: bool = False):
         super().__init__()
@@ -33,7 +57,7 @@ class LayerwiseLinear(nn.Module):
         return _linear(inputs, self.weight, self.bias)
 
     def after(self, first: "LayerwiseLinear", inputs: Tensor) -> Tensor:
-        """self(first(inputs)) as one product with the matrices multiplied beforehand: cheaper for many rows."""
+        """self(first(inputs)) with the matrices multiplied beforehand: cheaper for many rows."""
         with torch.autocast(inputs.device.type, enabled=False):
             weight = torch.bmm(self.weight, first.weight)  # [L, V, P] x [L, P, D]
             bias = self.bias + torch.bmm(self.weight, first.bias[..., None])[..., 0]
@@ -48,105 +72,94 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class LinearHeads(nn.Module):
-    """The paper's head: Linear(D, P), then Linear(P, C), no activation between; on the mean over time, or on every frame."""
+    """The paper's head, Linear(D, P) then Linear(P, C), on the mean over time or on every frame.
+
+    pooled: means over time are enough for it.
+    """
 
     def __init__(
         self,
         num_layers: int,
         dim: int,
         hidden_dim: int,
-        num_classes: int,
+        num_outputs: int,
         *,
         per_frame: bool,
         shared: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.per_frame = per_frame
-        self.spec = {
-            "num_layers": num_layers,
-            "dim": dim,
-            "hidden_dim": hidden_dim,
-            "num_classes": num_classes,
-            "per_frame": per_frame,
-            "shared": shared,
-        }
+        self.pooled = not per_frame
         self.projector = LayerwiseLinear(num_layers, dim, hidden_dim, shared)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = LayerwiseLinear(num_layers, hidden_dim, num_classes, shared)
+        self.classifier = LayerwiseLinear(num_layers, hidden_dim, num_outputs, shared)
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.per_frame and hidden.size(2) > 1:
+        if self.pooled and hidden.size(2) > 1:
             hidden = masked_mean(hidden, lengths)[:, :, None]
         batch, layers, frames, dim = hidden.shape
-        rows = hidden.transpose(0, 1).reshape(
-            layers, batch * frames, dim
-        )  # a view where the stack is laid out [L, B, T, D]
+        # A view where the stack is laid out [L, B, T, D], as stack_layers leaves it.
+        rows = hidden.transpose(0, 1).reshape(layers, batch * frames, dim)
         if self._folds(batch * frames):
             logits = self.classifier.after(self.projector, rows)
         else:
             logits = self.classifier(self.dropout(self.projector(rows)))
         logits = logits.view(layers, batch, frames, -1).transpose(0, 1)
-        return (logits, lengths) if self.per_frame else (logits[:, :, 0], lengths)
+        return (logits[:, :, 0], lengths) if self.pooled else (logits, lengths)
 
     def _folds(self, rows: int) -> bool:
-        """Are the two matrices cheaper as one? Only with no dropout between them; for `rows` inputs of each layer."""
+        """Are the two matrices cheaper as one, for `rows` inputs of each layer?
+
+        Only with no dropout between them.
+        """
         width, outputs = self.projector.weight.size(1), self.classifier.weight.size(1)
         drops = self.training and self.dropout.p > 0
         return not drops and rows * (width - outputs) > 2 * width * outputs
 
 
-def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """hidden [B, L, T, D] with zeros past each length, which is what s3prl's experts pad with; convolutions look there."""
-    padding = (
-        torch.arange(hidden.size(2), device=hidden.device) >= lengths.to(hidden.device)[:, None]
-    )
-    if not padding.any():
-        return hidden
-    fill = (
-        hidden.masked_fill if hidden.requires_grad else hidden.masked_fill_
-    )  # in place where no graph needs the old values
-    return fill(padding[:, None, :, None], 0.0)
+class CopiedHeads(nn.Module):
+    """One copy per layer of a head that cannot be stacked (recurrent, convolutional, attentive).
 
-
-class ExpertHeads(nn.Module):
-    """Copies of a downstream expert's own projector and model, whatever they are; these cannot be stacked, so they loop.
-
-    With one layer this is the expert's own head, unchanged; `shared` folds the layers into the batch instead of looping.
+    make: builds one (projector, model) of s3prl's form, model(projector(x) [B, T, P], lengths [B])
+    -> (values, lengths or None); called once for each copy, so each is drawn anew. `shared`: one
+    copy, with the layers folded into the batch. pooled: never, they look at frames.
     """
 
+    pooled = False
+
     def __init__(
-        self, projector: nn.Module, model: nn.Module, num_layers: int, shared: bool = False
+        self,
+        make: Callable[[], tuple[nn.Module, nn.Module]],
+        num_layers: int,
+        shared: bool = False,
     ):
         super().__init__()
-        copies = 1 if shared else num_layers
-        self.projectors = nn.ModuleList(copy.deepcopy(projector) for _ in range(copies))
-        self.models = nn.ModuleList(copy.deepcopy(model) for _ in range(copies))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw every copy anew: s3prl's experts build their head right after seeding the generator with a constant."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if module is not self and callable(reset):
-                reset()
+        pairs = [make() for _ in range(1 if shared else num_layers)]
+        self.projectors = nn.ModuleList(projector for projector, _ in pairs)
+        self.models = nn.ModuleList(model for _, model in pairs)
 
     def _one(self, index: int, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        logits, out_lengths = self.models[index](self.projectors[index](hidden), lengths)
-        return logits, lengths if out_lengths is None else out_lengths
+        values, out_lengths = self.models[index](self.projectors[index](hidden), lengths)
+        return values, lengths if out_lengths is None else out_lengths
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         batch, layers = hidden.shape[:2]
         hidden = zero_padding(hidden, lengths)
-        lengths = (
-            lengths.cpu()
-        )  # s3prl's recurrent heads pack padded sequences, which wants them there
+        lengths = lengths.cpu()  # recurrent heads pack padded sequences, which wants them there
         if len(self.models) == 1:
-            logits, out = self._one(
-                0,
-                hidden.reshape(batch * layers, *hidden.shape[2:]),
-                lengths.repeat_interleave(layers),
-            )
-            return logits.unflatten(0, (batch, layers)), out.view(batch, layers)[:, 0]
+            folded = hidden.reshape(batch * layers, *hidden.shape[2:])
+            values, out = self._one(0, folded, lengths.repeat_interleave(layers))
+            return values.unflatten(0, (batch, layers)), out.view(batch, layers)[:, 0]
         results = [self._one(index, hidden[:, index], lengths) for index in range(layers)]
-        return torch.stack([logits for logits, _ in results], dim=1), results[0][1]
+        return torch.stack([values for values, _ in results], dim=1), results[0][1]
+
+
+def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """hidden [B, L, T, D] with zeros past each length, as s3prl pads; convolutions look there."""
+    frames = torch.arange(hidden.size(2), device=hidden.device)
+    padding = frames >= lengths.to(hidden.device)[:, None]
+    if not padding.any():
+        return hidden
+    # In place where no graph needs the old values: [B, L, T, D] of CTC is large.
+    fill = hidden.masked_fill if hidden.requires_grad else hidden.masked_fill_
+    return fill(padding[:, None, :, None], 0.0)

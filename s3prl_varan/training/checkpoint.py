@@ -1,108 +1,129 @@
-"""Checkpoints: what was trained, what it needs, how to go on. Plain tensors and values, so loading never runs code.
+"""Checkpoints: what was trained, what it needs, how to go on. Plain tensors and values: loading runs no code.
 
-    states-STEP.ckpt   everything needed to resume       dev-best.ckpt   the best on dev so far, for evaluation
+    states-STEP.ckpt   everything needed to resume
+    dev-best.ckpt      the best on dev so far, for evaluation
 Both hold the featurizer, the heads, and of the upstream only what was trained.
 """
 
-import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_varan.config.settings import RunSettings, Stored
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.layerwise.downstream import HeadsOnly
+from s3prl_varan.files import atomic_path
 from s3prl_varan.model import SpeechModel
+from s3prl_varan.tuning.lora import load_lora_state_dict, lora_state_dict
 
 BEST = "dev-best.ckpt"
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+VERSION = 2  # of the format; 1 is that of s3prl_varan 0.1
+NEEDED = ("upstream", "lora", "Upstream", "Featurizer", "Downstream", "Outputs", "Args", "Config")
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
     """torch.save, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(payload, temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        torch.save(payload, temporary)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours; UserError where it is none, is damaged or would need code to run."""
+    """A checkpoint of ours. UserError where it is none, is damaged or would need code to run."""
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and OS errors of many kinds
+        said = type(error).__name__
         raise UserError(
-            f"{path}: not a checkpoint that can be read ({type(error).__name__}: {error})."
+            f"{path}: not a checkpoint that can be read ({said}): damaged, or made by another "
+            "program. It was not unpickled, since that would run code from it."
         ) from error
-    if not isinstance(payload, dict) or "Featurizer" not in payload:
-        raise UserError(f"{path}: not a checkpoint of this program (no 'Featurizer' in it).")
+    if isinstance(payload, dict) and "Featurizer" in payload and "Version" not in payload:
+        raise UserError(
+            f"{path} was made by s3prl_varan 0.1, whose checkpoints this version does not read. "
+            "Use version 0.1 for it (git tag v0.1.0), or train again; reports read its "
+            "result.json as before."
+        )
+    missing = [key for key in NEEDED if not isinstance(payload, dict) or key not in payload]
+    if missing:
+        raise UserError(f"{path}: not a checkpoint of this program (no {', '.join(missing)}).")
     return payload
 
 
+def states_of(folder: Path) -> list[Path]:
+    """The states-STEP.ckpt of an experiment folder, by step; other names are passed over."""
+    found = [path for path in folder.glob("states-*.ckpt") if path.stem.split("-")[1].isdigit()]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
+
+
 def find_checkpoint(place: str, *, resume: bool) -> Path:
-    """-e names a checkpoint or an experiment folder: of that, the latest states-*.ckpt to resume, else the best on dev."""
+    """-e names a checkpoint or an experiment folder.
+
+    Of a folder: the latest states-*.ckpt to resume, else the best on dev.
+    """
     path = Path(place)
     if path.is_file():
         return path
     if not path.is_dir():
         raise UserError(f"-e: neither a checkpoint nor an experiment folder: {place}")
-    states = sorted(path.glob("states-*.ckpt"), key=lambda file: int(file.stem.split("-")[1]))
-    best = path / BEST
-    candidates = states[-1:] if resume else ([best] if best.is_file() else states[-1:])
+    states, best = states_of(path), path / BEST
+    candidates = [best] if best.is_file() and not resume else states[-1:]
     if not candidates:
+        wanted = "states-*.ckpt" if resume else BEST
         raise UserError(
-            f"-e: no {'states-*.ckpt' if resume else BEST} in {place}: was this run trained to its first checkpoint?"
+            f"-e: no {wanted} in {place}: was this run trained to its first checkpoint?"
         )
     return candidates[0]
 
 
-def model_state(model: SpeechModel, *, lora: dict[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint holds of the model. `lora`: the LoRA options as plain values, or None."""
-    from s3prl_varan.tuning.lora import lora_state_dict
+def stored_settings(payload: dict[str, Any], source: Path) -> Stored:
+    """What a checkpoint keeps of its run's settings."""
+    return Stored(payload["Args"], payload["Config"], payload["Outputs"], source)
 
-    upstream = model.upstream
-    full = upstream.state_dict() if model.trains_upstream and lora is None else None
+
+def model_state(model: SpeechModel, settings: RunSettings) -> dict[str, Any]:
+    """What a checkpoint holds of the model, its settings and what its outputs mean."""
+    upstream, stored = model.upstream, settings.stored()
+    lora, full = None, None
+    if settings.flags.lora:
+        lora = {"options": asdict(settings.config.lora), "state": lora_state_dict(upstream)}
+    elif model.trains_upstream:
+        full = upstream.state_dict()
     return {
+        "Version": VERSION,
         "upstream": {
             "name": upstream.name,
             "ckpt": upstream.ckpt,
             "fingerprint": upstream.fingerprint(),
         },
-        "lora": None if lora is None else {"options": lora, "state": lora_state_dict(upstream)},
+        "lora": lora,
         "Upstream": full,
         "Featurizer": model.featurizer.state_dict(),
         "Downstream": model.downstream.state_dict(),
+        "Outputs": settings.task.outputs,
+        "Args": stored["args"],
+        "Config": stored["config"],
     }
 
 
 def load_model_state(model: SpeechModel, payload: dict[str, Any], source: Path) -> None:
-    """Put a checkpoint's weights into `model`; UserError where it was made with another upstream or other sizes."""
-    from s3prl_varan.tuning.lora import load_lora_state_dict
+    """Put a checkpoint's weights into `model`.
 
+    UserError where it was made with another upstream or other sizes.
+    """
     needs, has = payload["upstream"], model.upstream
     if needs["fingerprint"] != has.fingerprint():
         raise UserError(
-            f"{source} was trained on upstream '{needs['name']}' (-k {needs['ckpt']}, weights {needs['fingerprint'][:12]}), "
-            f"this one is '{has.name}' (-k {has.ckpt}, weights {has.fingerprint()[:12]}). Give it the upstream it needs."
+            f"{source} was trained on upstream '{needs['name']}' (-k {needs['ckpt']}, weights "
+            f"{needs['fingerprint'][:12]}), this one is '{has.name}' (-k {has.ckpt}, weights "
+            f"{has.fingerprint()[:12]}). Give it the upstream it needs."
         )
     if payload["lora"] is not None:
         load_lora_state_dict(model.upstream, payload["lora"]["state"])
     if payload["Upstream"] is not None:
         _load(model.upstream, payload["Upstream"], "upstream", source)
     _load(model.featurizer, payload["Featurizer"], "featurizer", source)
-    heads_alone = isinstance(model.downstream.expert, HeadsOnly)
-    state = payload["Downstream"]
-    if heads_alone:  # the expert's own buffers (such as its best score) have no place there
-        state = {
-            name: tensor for name, tensor in state.items() if name in model.downstream.state_dict()
-        }
-    _load(model.downstream, state, "downstream", source)
+    _load(model.downstream, payload["Downstream"], "downstream", source)
 
 
 def _load(module: torch.nn.Module, state: dict[str, Any], part: str, source: Path) -> None:
@@ -115,9 +136,6 @@ def _load(module: torch.nn.Module, state: dict[str, Any], part: str, source: Pat
         if key in state and state[key].shape != own[key].shape
     ]
     if problems:
-        raise problems_error(
-            f"{source} does not fit this model:",
-            problems[:8],
-            "Use the config and flags it was trained with.",
-        )
+        remedy = "Use the config and flags it was trained with."
+        raise problems_error(f"{source} does not fit this model:", problems[:8], remedy)
     module.load_state_dict(state)

@@ -1,0 +1,202 @@
+"""Speech recognition (ASR), `-d asr`: characters by CTC, on any corpus in LibriSpeech's layout.
+
+corpus.py reads it, units.py has the dictionary, beam.py is beam search, worst.py shows errors.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from s3prl_varan.files import write_atomic
+from s3prl_varan.layerwise.outputs import Prediction
+from s3prl_varan.options import Count, Natural, plain, read_options
+from s3prl_varan.tasks.asr.beam import BeamDecoder, DecoderOptions
+from s3prl_varan.tasks.asr.corpus import Corpus
+from s3prl_varan.tasks.asr.units import CHAR_DICT, read_units, spell, words_of
+from s3prl_varan.tasks.asr.worst import worst_utterances
+from s3prl_varan.tasks.shapes.base import Item, Record
+from s3prl_varan.tasks.shapes.ctc import CTCTask
+from s3prl_varan.tasks.shapes.metrics import error_rate
+
+logger = logging.getLogger(__name__)
+
+
+class ASR(CTCTask):
+    """A transcript a clip; word error rate chooses."""
+
+    name = "asr"
+    title = "speech recognition (ASR)"
+    metric = "wer"
+    higher_is_better = False
+    longest_piece = 30.0
+    remedy = (
+        "Prepare the corpus with `python run/prepare_data.py librispeech ROOT` (or `manifest "
+        "FILE.tsv`), then set libri_root, bucket_file and the splits in "
+        'config.downstream_expert.datarc, e.g. -o "config.downstream_expert.datarc.libri_root='
+        'ROOT,,config.downstream_expert.datarc.train=[train-clean-100]".'
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Data(CTCTask.Data):
+        """Section `datarc`. Any further key that starts with train, dev or test is a split."""
+
+        libri_root: str
+        bucket_file: str  # folder of the tables that prepare_data.py wrote
+        dict_path: str | None = None  # null: the characters of English, A to Z and '
+        batch_size: Count = 32  # of training
+        train_batch_size: Count = 16  # s3prl has it and does not read it
+        eval_batch_size: Count = 8
+        num_workers: Natural = 4
+        decoder_args: DecoderOptions = field(default_factory=DecoderOptions)
+        split_tables: dict[str, list[str]] = field(default_factory=dict)  # split -> its tables
+
+        @classmethod
+        def from_plain(cls, values: Mapping[str, Any], section: str, problems: list[str]) -> Any:
+            """The splits are keys of the user's naming."""
+            splits = {key: value for key, value in values.items() if _is_split(key, value)}
+            rest = {key: value for key, value in values.items() if key not in splits}
+            values = {**rest, "split_tables": splits}
+            return read_options(cls, values, section, problems, plain_only=True)
+
+        def to_plain(self) -> dict[str, Any]:
+            """As the config has it."""
+            values = plain(self, plain_only=True)
+            return {**values, **values.pop("split_tables")}
+
+    # ---- the corpus
+
+    @property
+    def corpus_reader(self) -> Corpus:
+        """The tables and transcripts."""
+        data = self.data
+        return Corpus(Path(data.libri_root), Path(data.bucket_file), data.split_tables)
+
+    def splits(self) -> list[str]:
+        return [name for name, tables in self.data.split_tables.items() if tables]
+
+    def problems(self, splits: Sequence[str]) -> list[str]:
+        problems = self.data.decoder_args.problems()
+        for key in ("libri_root", "bucket_file"):
+            folder = getattr(self.data, key)
+            if not Path(folder).is_dir():
+                problems.append(f"config.downstream_expert.datarc.{key}: no folder {folder}")
+        if problems:
+            return problems
+        problems = self.corpus_reader.problems(splits, self.outputs)
+        return problems or super().problems(splits)
+
+    def items(self, split: str) -> list[Item]:
+        utterances = self.corpus_reader.utterances(split)
+        return [Item(u.name, u.path, spell(u.text, self.outputs), u.speaker) for u in utterances]
+
+    def read_outputs(self) -> list[str]:
+        return read_units(Path(self.data.dict_path or CHAR_DICT))
+
+    def batch_size(self, training: bool) -> int:
+        return self.data.batch_size if training else self.data.eval_batch_size
+
+    # ---- results
+
+    @cached_property
+    def beam(self) -> BeamDecoder | None:
+        """The decoder of datarc.decoder_args; None for greedy."""
+        return self.data.decoder_args.build(self.outputs)
+
+    def words(self, prediction: Prediction) -> tuple[list[list[str]], list[list[int]]]:
+        """Words of each utterance, by the decoder, and the greedy units."""
+        units = self.greedy(prediction)
+        if self.beam is None:
+            return [words_of(row, self.outputs) for row in units], units
+        beam = self.beam
+        values, lengths = prediction.values.float().cpu(), prediction.lengths.tolist()
+        return [beam.words(row[:n]) for row, n in zip(values, lengths, strict=True)], units
+
+    def records(self, prediction: Prediction, items: Sequence[Item]) -> list[Record]:
+        words, units = self.words(prediction)
+        unaligned = self.unaligned(prediction, items)
+        ending = self.outputs.index("</s>")
+        return [
+            {
+                "name": item.name,
+                "truth": words_of(item.target, self.outputs),
+                "predict": guess,
+                "units": [unit for unit in item.target if unit != ending],
+                "greedy_units": [unit for unit in greedy if unit != ending],
+                "unaligned": flag,
+            }
+            for item, guess, greedy, flag in zip(items, words, units, unaligned, strict=True)
+        ]
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """wer, cer (spaces count) and uer in percent of the reference.
+
+        uer is s3prl's: over the greedy units, each word followed by a '|', also where a beam
+        search gives the words.
+        """
+        truth, guesses = [r["truth"] for r in records], [r["predict"] for r in records]
+        characters = [[" ".join(words) for words in texts] for texts in (truth, guesses)]
+        units = [r["units"] for r in records], [r["greedy_units"] for r in records]
+        return {
+            "wer": error_rate(truth, guesses),
+            "cer": error_rate(*characters),
+            "uer": error_rate(*units),
+        }
+
+    def write(self, records: Sequence[Record], split: str, folder: Path) -> None:
+        """SPLIT-LM-hyp.ark and -ref.ark (or -noLM-), and worst_SPLIT.txt."""
+        decoder = "noLM" if self.beam is None else "LM"
+        for kind, key in (("hyp", "predict"), ("ref", "truth")):
+            lines = [f"{record['name']} {' '.join(record[key])}\n" for record in records]
+            write_atomic(folder / f"{split}-{decoder}-{kind}.ark", "".join(lines))
+        write_atomic(folder / f"worst_{split}.txt", worst_utterances(records))
+        self._warn_unaligned(records, split)
+
+    def _warn_unaligned(self, records: Sequence[Record], split: str) -> None:
+        names = sorted(record["name"] for record in records if record["unaligned"])
+        warned = self.__dict__.setdefault("_warned", set())
+        if set(names) - warned:
+            warned.update(names)
+            shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            logger.warning(
+                "%s: %d utterances have more characters than frames, so CTC cannot align them; "
+                "their loss counts as 0, they are scored all the same (%s)",
+                split,
+                len(names),
+                shown,
+            )
+
+    def submission(self) -> dict[str, str]:
+        return {
+            "asr_public/predict.ark": "test-clean-noLM-hyp.ark",
+            "asr_lm_public/predict.ark": "test-clean-LM-hyp.ark",
+        }
+
+    def answers(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """Text, and score: mean over frames of the best unit's log-probability."""
+        log_probs = prediction.values.float().log_softmax(dim=-1).cpu()
+        lengths = prediction.lengths.cpu()
+        words, _ = self.words(Prediction(log_probs, lengths))
+        best: Tensor = log_probs.amax(dim=-1)
+        return [
+            {
+                "prediction": " ".join(text),
+                "score": float(best[row, :length].mean()),
+                "frames": length,
+            }
+            for row, (text, length) in enumerate(zip(words, lengths.tolist(), strict=True))
+        ]
+
+    def join(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        frames = sum(answer["frames"] for answer in answers)
+        score = sum(answer["score"] * answer["frames"] for answer in answers) / frames
+        texts = [answer["prediction"] for answer in answers if answer["prediction"]]
+        return {"prediction": " ".join(texts), "score": score, "frames": frames}
+
+
+def _is_split(key: str, value: Any) -> bool:
+    return isinstance(value, list) and str(key).startswith(("train", "dev", "test"))

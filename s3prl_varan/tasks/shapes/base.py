@@ -7,7 +7,7 @@ its prediction, and scores and writes what came out. Nothing else knows a task b
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,9 +49,11 @@ class Task(ABC):
     default_fold: ClassVar[str | None] = None
     rules: ClassVar[tuple[str, ...]] = ("geometric", "mixture")  # of prediction, see `combine`
     released_nll: ClassVar[NllReduction] = "batch_mean"  # how the authors' code averages this loss
+    draws_anew: ClassVar[bool] = False  # `load` gives another crop or the like each time
     scores_training: ClassVar[bool] = True  # predictions of training batches are cheap to score
     longest_piece: ClassVar[float | None] = None  # seconds; -m inference cuts longer recordings
     remedy: ClassVar[str] = "Set the paths in config.downstream_expert.datarc, with -o or -c."
+    head_keys: ClassVar[tuple[str, ...]] = ()  # keys of modelrc that describe the task's own head
     config: ClassVar[Mapping[str, Any]] = {}  # the default config of a task that ships none
 
     @dataclass(frozen=True)
@@ -77,6 +79,14 @@ class Task(ABC):
         self.fold = fold or self.default_fold
         if outputs is not None:
             self.__dict__["outputs"] = outputs
+
+    def idle(self, heads: HeadOptions) -> list[str]:
+        """Keys of modelrc that this run does not read: of heads it did not select."""
+        select = getattr(self.model, "select", None)
+        if heads.kind == "linear":
+            return list(self.head_keys)
+        values = {each.name: getattr(self.model, each.name) for each in fields(self.model)}
+        return [name for name, value in values.items() if is_dataclass(value) and name != select]
 
     # ---- the corpus
 
@@ -172,8 +182,8 @@ class Task(ABC):
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """Figures of a whole split, `metric` among them; in percent where they are rates."""
 
-    def write(self, records: Sequence[Record], split: str, folder: Path) -> None:
-        """Prediction files of a split, in s3prl's names and formats."""
+    def write(self, records: Sequence[Record], split: str, folder: Path) -> None:  # noqa: B027
+        """Prediction files of a split, in s3prl's names and formats; none where it has none."""
 
     def submission(self) -> dict[str, str]:
         """Path in SUPERB's upload -> the file of `write` that belongs there; {} for no entry."""

@@ -1,0 +1,172 @@
+"""Tasks whose target is a sequence of units, by CTC: SUPERB's recurrent head or the paper's linear one."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_varan.errors import UserError
+from s3prl_varan.layerwise.ctc import (
+    ctc_frames_needed,
+    greedy_labels,
+    layerwise_ctc,
+    select_sequence,
+)  # fmt: skip
+from s3prl_varan.layerwise.heads import CopiedHeads, HeadOptions, LinearHeads
+from s3prl_varan.layerwise.objective import aggregate_log_probs
+from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
+from s3prl_varan.options import Count, NonNegative, plain
+from s3prl_varan.tasks.shapes.base import Item, Task
+from s3prl_varan.tasks.shapes.utterance import refuse_dropout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CTCTargets:
+    """Targets of a batch."""
+
+    labels: Tensor  # [B, S] units, padded
+    lengths: Tensor  # [B] units of each
+
+    def to(self, device: torch.device) -> "CTCTargets":
+        """On another device."""
+        return CTCTargets(self.labels.to(device), self.lengths.to(device))
+
+
+@dataclass(frozen=True)
+class RNNsOptions:
+    """s3prl's RNNs: a list entry for each recurrent layer."""
+
+    total_rate: int = 320  # samples of a frame after subsampling; -1: as the upstream has it
+    module: Literal["LSTM", "GRU", "RNN"] = "LSTM"
+    bidirection: bool = True
+    dim: list[Count] = field(default_factory=lambda: [1024, 1024])
+    dropout: list[NonNegative] = field(default_factory=lambda: [0.2, 0.2])
+    layer_norm: list[bool] = field(default_factory=lambda: [False, False])
+    proj: list[bool] = field(default_factory=lambda: [False, False])
+    sample_rate: list[Count] = field(default_factory=lambda: [1, 1])
+    sample_style: Literal["concat", "drop"] = "concat"
+
+    def __post_init__(self) -> None:
+        lists = ("dim", "dropout", "layer_norm", "proj", "sample_rate")
+        sizes = {key: len(getattr(self, key)) for key in lists}
+        if len(set(sizes.values())) > 1 or not sizes["dim"]:
+            shown = ", ".join(f"{key} {size}" for key, size in sizes.items())
+            raise UserError(f"one entry for each recurrent layer is expected, found {shown}.")
+
+
+@dataclass(frozen=True)
+class Wav2LetterOptions:
+    """s3prl's Wav2Letter."""
+
+    total_rate: int = 320
+
+
+class CTCTask(Task):
+    """A sequence of units a clip. `outputs` are the units, the blank first; targets are unit ids."""
+
+    rules = ("geometric", "mixture", "sequence")
+    released_nll = "per_example"  # the released CTC code weighs each utterance by its own q
+    scores_training = False  # decoding every training batch costs more than it tells
+    head_keys = ("project_dim", "select", "RNNs", "Wav2Letter")
+    blank = 0
+
+    @dataclass(frozen=True)
+    class Data(Task.Data):
+        """Section `datarc`."""
+
+        zero_infinity: bool = True  # leave out of the loss what CTC cannot align
+
+    @dataclass(frozen=True)
+    class Model:
+        """Section `modelrc`, s3prl's keys."""
+
+        project_dim: Count = 1024
+        select: Literal["RNNs", "Wav2Letter"] = "RNNs"
+        RNNs: RNNsOptions = field(default_factory=RNNsOptions)
+        Wav2Letter: Wav2LetterOptions = field(default_factory=Wav2LetterOptions)
+        # An utterance's loss is divided by its frames (VARAN) or by its target's units (SUPERB).
+        ctc_normalize: Literal["frames", "target"] = "frames"
+
+    def collate(self, targets: Sequence[Sequence[int]]) -> CTCTargets:
+        labels = [torch.tensor(target) for target in targets]
+        lengths = torch.tensor([len(target) for target in targets])
+        return CTCTargets(pad_sequence(labels, batch_first=True), lengths)
+
+    def build_heads(
+        self, dim: int, num_layers: int, downsample_rate: int, options: HeadOptions
+    ) -> nn.Module:
+        units = len(self.outputs)
+        if options.kind == "linear":
+            return LinearHeads(
+                num_layers,
+                dim,
+                options.dim,
+                units,
+                per_frame=True,
+                shared=options.shared,
+                dropout=options.dropout,
+            )
+        refuse_dropout(options)
+        width = self.model.project_dim
+
+        def make() -> tuple[nn.Module, nn.Module]:
+            return nn.Linear(dim, width), self.build_model(width, units, downsample_rate)
+
+        return CopiedHeads(make, num_layers, options.shared)
+
+    def build_model(self, input_dim: int, units: int, downsample_rate: int) -> nn.Module:
+        """s3prl's model class that modelrc selects, for one layer."""
+        from s3prl.downstream.asr.model import RNNs, Wav2Letter
+
+        select: str = self.model.select
+        cls = {"RNNs": RNNs, "Wav2Letter": Wav2Letter}[select]
+        settings: Any = getattr(self.model, select)
+        return cls(input_dim, units, downsample_rate, **plain(settings))
+
+    def layer_loss(self, out: LayerOutputs, targets: CTCTargets) -> Tensor:
+        frames = out.lengths.to(targets.labels.device)
+        unaligned = ctc_frames_needed(targets.labels, targets.lengths) > frames
+        if not self.data.zero_infinity and bool(unaligned.any()):
+            raise UserError(
+                f"{int(unaligned.sum())} utterances of a batch have more symbols than frames, so "
+                "their CTC loss is infinite. Set config.downstream_expert.datarc.zero_infinity="
+                "True, or leave them out of the corpus."
+            )
+        nll = layerwise_ctc(
+            out.log_probs,
+            targets.labels,
+            frames,
+            targets.lengths,
+            blank=self.blank,
+            zero_infinity=self.data.zero_infinity,
+        )
+        norm = frames if self.model.ctc_normalize == "frames" else targets.lengths
+        return nll / norm.to(nll).clamp_min(1)[:, None]
+
+    def combine(self, out: LayerOutputs, posterior_logits: Tensor, rule: str) -> Prediction:
+        log_probs = out.log_probs
+        if rule == "sequence" and log_probs.size(1) > 1:
+            values = select_sequence(log_probs, posterior_logits, out.lengths, self.blank)
+        else:
+            how = "geometric" if rule == "sequence" else rule
+            values = aggregate_log_probs(log_probs, posterior_logits, how)
+        return Prediction(values, out.lengths)
+
+    def greedy(self, prediction: Prediction) -> list[list[int]]:
+        """Unit ids of each utterance: the best of each frame, repeats merged, blanks dropped."""
+        units, counts = greedy_labels(
+            prediction.values, prediction.lengths.to(prediction.values.device), self.blank
+        )
+        return [row[:count] for row, count in zip(units.tolist(), counts.tolist(), strict=True)]
+
+    def unaligned(self, prediction: Prediction, items: Sequence[Item]) -> list[bool]:
+        """Does an utterance's target need more frames than there are?"""
+        targets = self.collate([item.target for item in items])
+        needed = ctc_frames_needed(targets.labels, targets.lengths)
+        return (needed > prediction.lengths.cpu()).tolist()

@@ -1,0 +1,177 @@
+"""What a run leaves in its folder: metrics, TensorBoard, prediction files, checkpoints, result.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from s3prl_varan.config.settings import RunSettings
+from s3prl_varan.files import write_atomic
+from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks.shapes.metrics import confusion
+from s3prl_varan.training.checkpoint import BEST, model_state, save_checkpoint, states_of
+from s3prl_varan.training.evaluation import Evaluation
+from s3prl_varan.training.layer_weights import write_layer_weights
+
+MAX_CONFUSION_CLASSES = 50
+
+
+@dataclass
+class Best:
+    """The best evaluation on dev so far."""
+
+    step: int = 0
+    value: float | None = None
+    figures: dict[str, float] | None = None
+    evaluations_since: int = 0
+
+    def update(self, step: int, figures: dict[str, float], metric: str, higher: bool) -> bool:
+        """Take note of an evaluation; is it a new best?"""
+        value = figures[metric]
+        improved = self.value is None or (value > self.value if higher else value < self.value)
+        self.evaluations_since = 0 if improved else self.evaluations_since + 1
+        if improved:
+            self.step, self.value, self.figures = step, value, figures
+        return improved
+
+
+class Artifacts:
+    """Writes the files of one experiment folder; one process of a run has it.
+
+    board: keep TensorBoard events too.
+    """
+
+    def __init__(
+        self, folder: Path, settings: RunSettings, model: SpeechModel, *, board: bool = False
+    ):
+        self.folder, self.settings, self.model = folder, settings, model
+        self.board = SummaryWriter(str(folder)) if board else None
+
+    def write_config(self) -> None:
+        """config.yaml: the settings, while the run goes on."""
+        content = yaml.safe_dump(self.settings.stored(), sort_keys=False)
+        write_atomic(self.folder / "config.yaml", content)
+
+    def write_metrics(self, step: int, split: str, figures: dict[str, float], **more: Any) -> None:
+        """A row of metrics.jsonl, and TensorBoard's scalars."""
+        row = {"step": step, "split": split, **figures, **more}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in figures.items():
+                self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def write_evaluation(self, evaluation: Evaluation, step: int, *, picture: bool) -> None:
+        """Figures, prediction files and layer weights of a split."""
+        split, records = evaluation.split, evaluation.records
+        weights = evaluation.layer_weights
+        self.write_metrics(step, split, evaluation.figures, layer_weights=weights)
+        self.settings.task.write(records, split, self.folder)
+        layers = self.model.featurizer.layers
+        if len(layers) > 1:
+            write_layer_weights(self.folder, layers, split, records, picture=picture)
+
+    # ---- checkpoints
+
+    def save_best(self, step: int, best: Best) -> None:
+        """dev-best.ckpt."""
+        save_checkpoint(self.folder / BEST, self._payload(step, best))
+
+    def save_states(self, step: int, best: Best, states: dict[str, Any]) -> None:
+        """states-STEP.ckpt with what a resume needs; of older ones as many as max_keep says."""
+        path = self.folder / f"states-{step}.ckpt"
+        save_checkpoint(path, {**self._payload(step, best), **states})
+        for old in states_of(self.folder)[: -self.settings.config.runner.max_keep]:
+            old.unlink()
+
+    def _payload(self, step: int, best: Best) -> dict[str, Any]:
+        return {**model_state(self.model, self.settings), "Step": step, "Best": asdict(best)}
+
+    # ---- the end
+
+    def write_result(
+        self, best: Best, tested: Mapping[str, Evaluation], steps: int, seconds: float
+    ) -> None:
+        """result.json: what was run, the best on dev, the test figures, where the weights lie."""
+        from s3prl_varan import __version__
+
+        settings, task = self.settings, self.settings.task
+        stored = settings.stored()
+        result = {
+            "version": __version__,
+            "upstream": settings.flags.upstream,
+            "downstream": settings.flags.downstream,
+            "featurizer": settings.flags.featurizer,
+            "tuning": settings.flags.tuning,
+            "fold": task.fold,
+            "seed": settings.flags.seed,
+            **{key: stored["task"][key] for key in ("title", "metric", "higher_is_better")},
+            "corpus": task.corpus,
+            "submission": task.submission(),
+            "best_step": best.step,
+            "dev": best.figures,
+            "test": {split: evaluation.figures for split, evaluation in tested.items()},
+            "layers": self.model.featurizer.layers,
+            "layer_weights": {split: each.layer_weights for split, each in tested.items()},
+            "confusion": _confusions(tested),
+            "parameters": count_parameters(self.model),
+            **stored,
+            "steps": steps,
+            "seconds": round(seconds, 2),
+        }
+        write_atomic(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self.board is not None:
+            self.board.close()
+
+
+def _confusions(tested: Mapping[str, Evaluation]) -> dict[str, Any]:
+    found = {}
+    for split, evaluation in tested.items():
+        truth = [record["truth"] for record in evaluation.records]
+        if len(set(map(str, truth))) <= MAX_CONFUSION_CLASSES:
+            predicted = [record["predict"] for record in evaluation.records]
+            found[split] = confusion(truth, predicted)
+    return found
+
+
+def count_parameters(model: SpeechModel) -> dict[str, dict[str, int]]:
+    """{"upstream" | "featurizer" | "downstream" | "all": {"trainable", "total"}}."""
+    parts: dict[str, nn.Module] = {
+        "upstream": model.upstream,
+        "featurizer": model.featurizer,
+        "downstream": model.downstream,
+        "all": model,
+    }
+    counts = {}
+    for name, part in parts.items():
+        sizes = [(each.numel(), each.requires_grad) for each in part.parameters()]
+        trainable = sum(size for size, trains in sizes if trains)
+        counts[name] = {"trainable": trainable, "total": sum(size for size, _ in sizes)}
+    return counts
+
+
+def parameter_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts as a text table."""
+    lines = [f"{'part':<12}{'trainable':>14}{'total':>14}{'%':>8}"]
+    for name, count in counts.items():
+        share = 100 * count["trainable"] / max(1, count["total"])
+        lines.append(f"{name:<12}{count['trainable']:>14,}{count['total']:>14,}{share:>8.2f}")
+    return "\n".join(lines)
+
+
+def figures_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A small text table: a row per split, a column per figure."""
+    names = list(next(iter(rows.values())))
+    width = max(len("split"), *(len(split) for split in rows))
+    lines = ["  ".join([f"{'split':<{width}}", *(f"{name:>8}" for name in names)])]
+    for split, figures in rows.items():
+        lines.append("  ".join([f"{split:<{width}}", *(f"{figures[name]:8.2f}" for name in names)]))
+    return "\n".join(lines)

@@ -1,0 +1,226 @@
+"""The training loop, one for all tasks, on `accelerate`: one process, torchrun or accelerate launch alike."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from s3prl_varan.config.optimizer import build_optimizer, build_scheduler
+from s3prl_varan.config.settings import Config
+from s3prl_varan.errors import UserError
+from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks.shapes.base import Record, Task
+from s3prl_varan.training.artifacts import (
+    Artifacts,
+    Best,
+    count_parameters,
+    figures_table,
+    parameter_table,
+)  # fmt: skip
+from s3prl_varan.training.checkpoint import BEST, load_checkpoint, load_model_state
+from s3prl_varan.training.data import Batch, Loaders
+from s3prl_varan.training.evaluation import Evaluation, Evaluator, terms_of, to_device
+from s3prl_varan.tuning.lora import check_lora_gradients
+
+
+class Trainer:
+    """`run` trains and tests; `test` alone evaluates.
+
+    folder: of the experiment. artifacts: writes there; None in all processes but one.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        task: Task,
+        config: Config,
+        loaders: Loaders,
+        accelerator: Accelerator,
+        folder: Path,
+        artifacts: Artifacts | None,
+    ):
+        self.model, self.task, self.config = model, task, config
+        self.loaders, self.accelerator = loaders, accelerator
+        self.folder, self.artifacts = folder, artifacts
+        self.options = config.runner
+        self.evaluator = Evaluator(model, task, accelerator)
+        self.step, self.best = 0, Best()
+        self.lora_checked = False
+
+    def run(self, resume: dict[str, Any] | None, tested: Sequence[str]) -> None:
+        """Train to total_steps or until dev is flat, then test the best checkpoint on dev."""
+        started = time.perf_counter()
+        self.setup(resume)
+        self.train()
+        seconds = time.perf_counter() - started
+        self.accelerator.wait_for_everyone()
+        load_model_state(self.model, load_checkpoint(self.folder / BEST), self.folder / BEST)
+        done = self.test(tested, self.best.step)
+        if self.artifacts is not None:
+            self.artifacts.write_result(self.best, done, self.step, seconds)
+            self.artifacts.close()
+            print(f"experiment: {self.folder}")
+
+    # ---- training
+
+    def setup(self, resume: dict[str, Any] | None) -> None:
+        """Optimizer, schedule and batches, from the start or from where a checkpoint left off."""
+        model, steps = self.model, self.options.total_steps
+        parts = {name: getattr(model, name) for name in ("upstream", "featurizer", "downstream")}
+        optimizer = build_optimizer(parts, self.config.optimizer)
+        self.scheduler = build_scheduler(optimizer, steps, self.config.scheduler)
+        if resume is not None:
+            self.step, self.best = resume["Step"], Best(**resume["Best"])
+            optimizer.load_state_dict(resume["Optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(resume["Scheduler"])
+            torch.set_rng_state(resume["Rng"])
+        if self.artifacts is not None:
+            self.artifacts.write_config()
+            print(parameter_table(count_parameters(model)))
+        self.trained = [each for each in model.parameters() if each.requires_grad]
+        self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+        start = self.step * self.options.gradient_accumulate_steps
+        loader = self.loaders.train(self.options.train_dataloader, start)
+        self.batches: Iterator[Batch] = iter(loader)
+
+    def train(self) -> None:
+        """Steps, and between them logs, evaluations and checkpoints."""
+        options = self.options
+        bar = tqdm(
+            total=options.total_steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=self.artifacts is None,
+            dynamic_ncols=True,
+        )
+        losses: list[dict[str, Tensor]] = []
+        records: list[Record] = []
+        # Unconditionally, and after every evaluation: a mode is set, never assumed.
+        self.model.train()
+        while self.step < options.total_steps and not self.dev_is_flat:
+            losses.append(self._step(records))
+            self.step += 1
+            bar.update()
+            last = self.step == options.total_steps
+            if self.step % options.log_step == 0 or last:
+                self._log(losses, records, bar)
+                losses, records = [], []
+            if self.step % options.eval_step == 0 or last:
+                self._evaluate_dev(bar)
+                self.model.train()
+            if self.step % options.save_step == 0 or last or self.dev_is_flat:
+                self._save_states()
+        bar.close()
+
+    @property
+    def dev_is_flat(self) -> bool:
+        """Has dev stopped improving?"""
+        patience = self.options.early_stop
+        return patience > 0 and self.best.evaluations_since >= patience
+
+    def _step(self, records: list[Record]) -> dict[str, Tensor]:
+        """One optimizer step, over gradient_accumulate_steps batches: mean terms, on the device."""
+        count = self.options.gradient_accumulate_steps
+        sums: dict[str, Tensor] = {}
+        for _ in range(count):
+            batch = next(self.batches)
+            with self.accelerator.accumulate(self.wrapped):
+                step = self.wrapped(*to_device(self.model, batch, self.accelerator.device))
+                terms = terms_of(step)
+                self.accelerator.backward(terms["loss"])
+                self._after_backward(terms)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.detach().float() / count
+            if step.prediction is not None and self.artifacts is not None:
+                records += self.task.records(step.prediction, batch.items)
+        if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        return sums
+
+    def _after_backward(self, terms: dict[str, Tensor]) -> None:
+        """Gradients that are not there or not finite stop the run; large ones are clipped."""
+        if not self.lora_checked:
+            check_lora_gradients(self.model.upstream)
+            self.lora_checked = True
+        if self.accelerator.sync_gradients:
+            clip = self.options.gradient_clipping or math.inf
+            norm = self.accelerator.clip_grad_norm_(self.trained, clip)
+            self._check_finite(terms, norm)
+
+    def _check_finite(self, terms: dict[str, Tensor], norm: Tensor | None) -> None:
+        # fp16's loss scaling overflows in passing: then only the norm is not finite.
+        scaled = self.accelerator.scaler is not None
+        bad_norm = not scaled and norm is not None and not math.isfinite(float(norm))
+        if bad_norm or not bool(torch.isfinite(terms["loss"])):
+            shown = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
+            raise UserError(
+                f"Training diverged at step {self.step + 1}: {shown}, gradient norm "
+                f"{float(norm or 0):.4g}. Lower optimizer.lr, lengthen the warm-up, or set "
+                "runner.precision: fp32. The checkpoints written so far are kept."
+            )
+
+    def _log(self, losses: list[dict[str, Tensor]], records: list[Record], bar: tqdm) -> None:
+        means = {
+            name: float(torch.stack([terms[name] for terms in losses]).mean()) for name in losses[0]
+        }
+        if self.artifacts is None:
+            return
+        figures = {**means, **(self.task.score(records) if records else {})}
+        rate = self.optimizer.param_groups[-1]["lr"]
+        self.artifacts.write_metrics(self.step, "train", {**figures, "lr": rate})
+        bar.set_postfix(loss=f"{means['loss']:.3f}")
+
+    def _evaluate_dev(self, bar: tqdm) -> None:
+        """Evaluate every split of eval_dataloaders; the first dev split chooses the checkpoint."""
+        splits = self.options.eval_dataloaders
+        deciding = next(name for name in splits if name.startswith("dev"))
+        for split in splits:
+            # Drawing takes longer than a small split does.
+            evaluation = self.evaluate(split, self.step, picture=False)
+            if split != deciding:
+                continue
+            task, figures = self.task, evaluation.figures
+            improved = self.best.update(self.step, figures, task.metric, task.higher_is_better)
+            if self.artifacts is None:
+                continue
+            shown = [f"{k} {v:.2f}" for k, v in figures.items() if k not in ("nll", "kl")]
+            mark = "  (best so far)" if improved else ""
+            bar.write(f"step {self.step} {split}: {', '.join(shown)}{mark}")
+            if improved:
+                self.artifacts.save_best(self.step, self.best)
+
+    def _save_states(self) -> None:
+        if self.artifacts is not None:
+            scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+            states = {
+                "Optimizer": self.optimizer.state_dict(),
+                "Scheduler": scheduler,
+                "Rng": torch.get_rng_state(),
+            }
+            self.artifacts.save_states(self.step, self.best, states)
+
+    # ---- evaluation
+
+    def evaluate(self, split: str, step: int, *, picture: bool = True) -> Evaluation:
+        """Evaluate a split and write what came out."""
+        evaluation = self.evaluator.evaluate(split, self.loaders.evaluation(split))
+        if self.artifacts is not None:
+            self.artifacts.write_evaluation(evaluation, step, picture=picture)
+        return evaluation
+
+    def test(self, splits: Sequence[str], step: int) -> dict[str, Evaluation]:
+        """Evaluate splits and print their figures."""
+        done = {split: self.evaluate(split, step) for split in splits}
+        if self.artifacts is not None:
+            print(figures_table({split: each.figures for split, each in done.items()}))
+        return done
