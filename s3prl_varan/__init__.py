@@ -1,7 +1,7 @@
-"""s3prl_varan: input-dependent layer aggregation (VARAN) and LoRA for s3prl's upstreams and SUPERB's tasks.
+"""s3prl_varan: input-dependent layer aggregation (VARAN) and LoRA for s3prl and SUPERB.
 
-Start at model.py, the path from waveforms to loss. app/run.py carries out a command, training/ drives
-the model, tasks/ and featurizers/ have a room for each `-d` and `-f`.
+Start at model.py, the path from waveforms to loss. app/run.py carries out a command, training/
+drives the model, tasks/ and featurizers/ have a room for each `-d` and `-f`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Edit distance of two sequences: editdistance's, or rapidfuzz's where that has no wheel (Python 3.13)."""
+"""Edit distance: editdistance's, or rapidfuzz's where that has no wheel (Python 3.13)."""
 
 from collections.abc import Sequence
 from typing import Any

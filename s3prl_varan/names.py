@@ -1,4 +1,4 @@
-"""What -u, -d and -f name: a built-in name, `FILE.py:NAME` or `MODULE:NAME`, loaded when it is needed.
+"""What -u, -d and -f name: a built-in name, `FILE.py:NAME` or `MODULE:NAME`, loaded when needed.
 
 A file or module of the user's is code: it is imported because the command line names it, never
 because a checkpoint does.

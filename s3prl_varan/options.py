@@ -1,6 +1,6 @@
-"""Typed options: a dataclass from the plain values of a config, with every problem in it found at once.
+"""Typed options: a dataclass from the plain values of a config, every problem found at once.
 
-A class says all that is to be known of a section: names, types, ranges, defaults, what must be given.
+A class says all that is to be known of a section: names, types, ranges, what must be given.
 
     @dataclass(frozen=True)
     class HeadOptions:
@@ -77,8 +77,9 @@ def read_options(
     if not isinstance(values, Mapping):
         problems.append(f"{section}: expected keys and values, found {values!r}")
         return None
-    if hasattr(cls, "from_plain") and not plain_only:
-        return cls.from_plain(values, section, problems)
+    custom = getattr(cls, "from_plain", None)
+    if custom is not None and not plain_only:
+        return custom(values, section, problems)
     before, hints = len(problems), get_type_hints(cls, include_extras=True)
     known = {each.name: each for each in fields(cls) if each.init}
     kwargs = {}

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule from their sections: torch.optim's classes, s3prl's schedules."""
+"""Optimizer and schedule from their sections: torch.optim's classes, s3prl's schedules."""
 
 import inspect
 from collections.abc import Mapping
@@ -37,7 +37,8 @@ class OptimizerOptions:
     def to_plain(self) -> dict[str, Any]:
         """As the config has it."""
         values = plain(self, plain_only=True)
-        return {**values, **values.pop("extra")}
+        extra = values.pop("extra")
+        return {**values, **extra}
 
     def optimizer_class(self) -> Any:
         """The class of torch.optim. UserError for an unknown name."""

@@ -1,4 +1,4 @@
-"""Configs as files and as text: where they lie, reading YAML, -o overrides. Nothing here runs code."""
+"""Configs as files and text: where they lie, YAML, -o overrides. Nothing here runs code."""
 
 import copy
 import re

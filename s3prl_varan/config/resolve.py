@@ -1,4 +1,4 @@
-"""From a parsed command line to RunSettings: the one place where flags and config are read and checked.
+"""From a command line to RunSettings: the one place where flags and config are checked.
 
     settings = resolve(args)            # from the command line
     settings = resolve(args, stored)    # going on from, or using, what a checkpoint keeps
@@ -96,7 +96,7 @@ def _flags(args: Namespace, stored: Stored | None, overrides: list) -> Flags:
 
 
 def _restored(args: Namespace, stored: Stored, known: list[str]) -> dict[str, Any]:
-    """A checkpoint's flags. What contradicts them is refused, and so is code that only they name."""
+    """A checkpoint's flags. What contradicts them is refused, and code that only they name."""
     kept = {name: stored.args[name] for name in known if name in stored.args}
     given = {name: getattr(args, name) for name in known if name in args.given}
     clash = [
@@ -175,7 +175,7 @@ def _read(
             hint = did_you_mean(name, known)
             problems.append(f"unknown section '{name}'.{hint} Known: {', '.join(sorted(known))}.")
     _say_what_moved(raw, [featurizer.name, *others], problems)
-    built = {
+    built: dict[str, Any] = {
         name: read_options(cls, raw.get(name, {}), name, problems) for name, cls in typed.items()
     }
     specaug = None
@@ -213,7 +213,9 @@ def _say_what_moved(raw: dict[str, Any], sections: list[str], problems: list[str
     """A line for each key of version 0.1; it is taken out, so that it is told of once."""
     for name in sections:
         section = raw.get(name)
-        for key in [key for key in MOVED if isinstance(section, dict) and key in section]:
+        if not isinstance(section, dict):
+            continue
+        for key in [key for key in MOVED if key in section]:
             del section[key]
             problems.append(f"{name}.{key}: is {MOVED[key]} now, one for every featurizer")
     runner = raw.get("runner")

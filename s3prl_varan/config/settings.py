@@ -1,4 +1,4 @@
-"""Settings of a run as one value: flags, config and task. resolve.py makes it, once; no other file does."""
+"""Settings of a run as one value: flags, config and task. resolve.py makes it, once."""
 
 import hashlib
 import json

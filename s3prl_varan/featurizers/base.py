@@ -65,7 +65,7 @@ class Featurizer(nn.Module):
         raise TypeError(f"{type(self).__name__} needs a `forward` that says what it computes")
 
     def one_stream(self, hidden: Tensor, stack: LayerStack, weights: Tensor) -> LayerFeatures:
-        """LayerFeatures of one stream [B, T, D]; weights [N] or [B, N]: shares for people to see."""
+        """LayerFeatures of one stream [B, T, D]; weights [N] or [B, N]: shares, for people."""
         shown = weights.detach().float().expand(hidden.size(0), len(self.layers))
         logits = torch.zeros(hidden.size(0), 1, device=hidden.device)
         return LayerFeatures(hidden[:, None], stack.lengths, logits, self.prior, shown)

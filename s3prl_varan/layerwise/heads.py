@@ -1,4 +1,4 @@
-"""Layer-wise probing heads: one head per aggregated layer (or one shared by all), batched over layers.
+"""Layer-wise probing heads: one per aggregated layer (or one shared by all), batched.
 
 Every head maps (hidden [B, L, T, D], lengths [B]) to (values, lengths): [B, L, C] for utterance
 tasks, [B, L, T', V] with the lengths [B] of T' for frame tasks.
@@ -20,7 +20,7 @@ from s3prl_varan.options import Count, Share
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """Section `heads:`, the same for every featurizer, so that a comparison is one of featurizers."""
+    """Section `heads:`, the same for every featurizer: a comparison is one of featurizers."""
 
     # expert: SUPERB's own head of the task, as modelrc describes it; linear: the paper's,
     # Linear(D, dim) and Linear(dim, C) with nothing between but dropout.

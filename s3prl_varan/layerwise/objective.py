@@ -1,4 +1,4 @@
-"""The training objective (ELBO) and the aggregated prediction of VARAN (arXiv 2508.12061), in float32."""
+"""The objective (ELBO) and the aggregated prediction of VARAN (arXiv 2508.12061), in float32."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -68,7 +68,7 @@ def elbo(
 
 
 def _best_hypothesis(layer_nll: Tensor, log_q: Tensor) -> Tensor:
-    """[B, L, K] -> [B, L]: the hypothesis with the smallest sum_l q_l NLL_lk, the same for all l."""
+    """[B, L, K] -> [B, L]: the hypothesis with the smallest sum_l q_l NLL_lk, one for all l."""
     weighted = (log_q.exp()[..., None] * layer_nll).sum(dim=1)  # [B, K]
     best = weighted.argmin(dim=-1)[:, None, None].expand(-1, layer_nll.size(1), 1)
     return layer_nll.gather(2, best)[..., 0]

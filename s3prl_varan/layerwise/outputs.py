@@ -1,4 +1,4 @@
-"""What heads give and what becomes of it: outputs of every layer, then one prediction of L layers."""
+"""What heads give and what becomes of it: outputs of every layer, one prediction of L."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,10 @@ class LayerOutputs:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prediction out of L: log-probabilities up to a constant over the last axis, or what the task says."""
+    """One prediction out of L.
+
+    Log-probabilities up to a constant over the last axis, or what the task says.
+    """
 
     values: Tensor  # [B, C] or [B, T, V]
     lengths: Tensor  # [B] valid frames of T

@@ -62,7 +62,7 @@ class Emotion(UtteranceTask):
     class Model(UtteranceTask.Model):
         """Section `modelrc`."""
 
-        select: Literal["UtteranceLevel", "DeepModel"] = "UtteranceLevel"
+        select: Literal["UtteranceLevel", "DeepModel"] = "UtteranceLevel"  # type: ignore[assignment]
         DeepModel: DeepModelOptions = field(default_factory=DeepModelOptions)
 
     def __init__(self, data: Any, model: Any, *, fold: str | None = None, outputs: Any = None):

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: metrics, TensorBoard, prediction files, checkpoints, result.json."""
+"""What a run leaves in its folder: metrics, predictions, checkpoints, result.json."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Checkpoints: what was trained, what it needs, how to go on. Plain tensors and values: loading runs no code.
+"""Checkpoints: what was trained, what it needs, how to go on. Loading one runs no code.
 
     states-STEP.ckpt   everything needed to resume
     dev-best.ckpt      the best on dev so far, for evaluation

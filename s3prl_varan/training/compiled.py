@@ -1,4 +1,4 @@
-"""`runner.compile`: torch.compile of what it speeds up: transformer layers, posterior, linear heads.
+"""`runner.compile`: torch.compile of transformer layers, posterior and linear heads.
 
 Their forwards are replaced one by one, so parameters keep their names in checkpoints, the hooks by
 which s3prl collects hidden states fire outside, and experts that cannot be traced as a whole stay

@@ -1,4 +1,4 @@
-"""Batches of a task's clips: seeded, resumable at any step, shared out over processes, nothing dropped."""
+"""Batches of a task's clips: seeded, resumable, shared out over processes, nothing dropped."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ class Clips(Dataset):
 
 
 class EpochBatches:
-    """An endless batch sampler: epoch after epoch, each shuffled by (seed, epoch), cut into batches.
+    """An endless batch sampler: epoch after epoch, each shuffled by (seed, epoch) and cut.
 
     Every process draws the same plan and takes its share: batch number `rank`, `rank + world`, ...
     (the last round wraps around so that all have equally many). `start` skips that many batches of

@@ -1,4 +1,4 @@
-"""See what a featurizer chose: layer_weights.csv (a row per utterance), layer_weights.png (means)."""
+"""See what a featurizer chose: layer_weights.csv (a row a clip) and layer_weights.png."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The training loop, one for all tasks, on `accelerate`: one process, torchrun or accelerate launch alike."""
+"""The training loop, one for all tasks, on `accelerate`: one process or several alike."""
 
 import math
 import time

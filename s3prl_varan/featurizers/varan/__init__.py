@@ -24,7 +24,7 @@ from s3prl_varan.options import Count, NonNegative, OpenShare, Range
 
 
 class Varan(Featurizer):
-    """All chosen layers go on, each to its own head, with a posterior predicted from their means."""
+    """All chosen layers go on, each to its own head; a posterior is predicted from their means."""
 
     name = "varan"
 

@@ -1,4 +1,4 @@
-"""Posterior predictor q(l | x): one self-attention block over the layer axis (VARAN, arXiv 2508.12061)."""
+"""Posterior predictor q(l | x): self-attention over the layer axis (VARAN, arXiv 2508.12061)."""
 
 import logging
 
@@ -10,15 +10,16 @@ logger = logging.getLogger(__name__)
 
 
 def num_attention_heads(dim: int, wanted: int) -> int:
-    """The largest divisor of `dim` that is at most `wanted`: attention heads must divide the hidden size."""
+    """The largest divisor of `dim` up to `wanted`: attention heads must divide the hidden size."""
     return next(heads for heads in range(min(wanted, dim), 0, -1) if dim % heads == 0)
 
 
 class LayerPosterior(nn.Module):
     """Scores every layer of an utterance in the light of the others.
 
-    qkv (Linear D -> 3D, no bias) -> multi-head attention over the L layers (with its own in/out projections) ->
-    Linear D -> 1. `num_heads` is lowered to the largest divisor of `dim`, with a line in the log.
+    qkv (Linear D -> 3D, no bias) -> multi-head attention over the L layers (with its own in/out
+    projections) -> Linear D -> 1. `num_heads` is lowered to the largest divisor of `dim`, with a
+    line in the log.
     """
 
     def __init__(self, dim: int, num_heads: int = 16):

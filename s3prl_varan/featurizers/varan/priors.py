@@ -26,7 +26,10 @@ def _geometric(num_layers: int, *, geometric_p: float, **_: float) -> np.ndarray
 
 
 def _chi2(num_layers: int, *, chi2_df: float, chi2_nc: float, **_: float) -> np.ndarray:
-    """Non-central chi-square density on L evenly spaced points, times the step; missing mass to the first layer."""
+    """Non-central chi-square density on L evenly spaced points, times the step.
+
+    The missing mass goes to the first layer.
+    """
     from scipy.special import chndtrix  # its inverse CDF; scipy.stats would take a second and 50 MB
 
     if num_layers == 1:  # no step to speak of: all the mass on the one layer
@@ -39,7 +42,10 @@ def _chi2(num_layers: int, *, chi2_df: float, chi2_nc: float, **_: float) -> np.
 
 
 def _chi2_density(points: np.ndarray, df: float, nc: float) -> np.ndarray:
-    """Non-central chi-square density at points [N] > 0: central ones of df + 2 i, mixed by a Poisson law of mean nc / 2."""
+    """Non-central chi-square density at points [N] > 0.
+
+    Central ones of df + 2 i degrees of freedom, mixed by a Poisson law of mean nc / 2.
+    """
     from scipy.special import gammaln, xlogy
 
     mean = nc / 2
@@ -69,14 +75,16 @@ def layer_prior(
 ) -> Tensor:
     """Prior over `num_layers` layers as probabilities, float32 [L], summing to 1.
 
-    `name` is one of PRIORS. `chi2` puts its mass on lower and middle layers, `chi2_reversed` on upper ones;
-    `geometric` decays from the first layer on, `geometric_reversed` from the last one down.
-    `chi2_df` > 0 and `chi2_nc` >= 0 are the degrees of freedom and the non-centrality, `geometric_p` lies in (0, 1).
+    `name` is one of PRIORS. `chi2` puts its mass on lower and middle layers, `chi2_reversed` on
+    upper ones; `geometric` decays from the first layer on, `geometric_reversed` from the last one
+    down. `chi2_df` > 0 and `chi2_nc` >= 0 are the degrees of freedom and the non-centrality,
+    `geometric_p` lies in (0, 1).
     Raises UserError for an unknown name or a parameter out of range.
     """
     if name not in PRIORS:
         raise UserError(
-            f"Unknown prior '{name}': expected one of {', '.join(PRIORS)}.{did_you_mean(name, PRIORS)}"
+            f"Unknown prior '{name}': expected one of {', '.join(PRIORS)}."
+            f"{did_you_mean(name, PRIORS)}"
         )
     if num_layers < 1:
         raise UserError(f"A prior needs at least one layer, not {num_layers}.")

@@ -66,7 +66,8 @@ class ASR(CTCTask):
         def to_plain(self) -> dict[str, Any]:
             """As the config has it."""
             values = plain(self, plain_only=True)
-            return {**values, **values.pop("split_tables")}
+            tables = values.pop("split_tables")
+            return {**values, **tables}
 
     # ---- the corpus
 

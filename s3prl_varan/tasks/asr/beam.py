@@ -1,4 +1,4 @@
-"""Beam search with an optional n-gram language model: torchaudio's ctc_decoder, which is Flashlight's.
+"""Beam search with an optional n-gram model: torchaudio's ctc_decoder, which is Flashlight's.
 
 Section `datarc.decoder_args`, s3prl's keys. It needs the package flashlight-text; greedy does not.
 """
@@ -159,7 +159,10 @@ def arpa_words(path: Path) -> list[str]:
 
 
 def lexicon_of(words: list[str], symbols: list[str]) -> str:
-    """Lines WORD S P E L L I N G |, for the words that the dictionary can spell. UserError when it can spell none."""
+    """Lines WORD S P E L L I N G |, for the words that the dictionary can spell.
+
+    UserError when it can spell none.
+    """
     known = set(symbols)
     lines = [
         f"{word} {' '.join(word.upper())} {WORD_BOUNDARY}\n"

@@ -1,4 +1,4 @@
-"""A corpus in LibriSpeech's layout: tables of recordings (file_path, length) and .trans.txt files beside them.
+"""A corpus in LibriSpeech's layout: tables of recordings and .trans.txt files beside them.
 
 The same files and labels as s3prl's dataset, but nothing is dropped: s3prl leaves out a last batch
 of one, any utterance without a transcript and any split without a table.

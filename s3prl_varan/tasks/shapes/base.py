@@ -1,4 +1,4 @@
-"""The contract of a task: all that the rest of the program asks of one. A task is one file of this folder.
+"""The contract of a task: all that the rest of the program asks of one. A task is one file.
 
 A class holds its options (`Data`, `Model`), finds its corpus, builds its heads, says its loss and
 its prediction, and scores and writes what came out. Nothing else knows a task by name.
@@ -99,7 +99,7 @@ class Task(ABC):
 
     @abstractmethod
     def splits(self) -> list[str]:
-        """Names of the splits; one that starts with dev chooses the checkpoint, test* are tested."""
+        """Names of the splits: a dev* one chooses the checkpoint, test* are tested."""
 
     def folds(self) -> list[str]:
         """Folds that the prepared corpus has; none where the task has none."""
@@ -143,7 +143,7 @@ class Task(ABC):
 
     @cached_property
     def outputs(self) -> Any:
-        """What the heads' outputs mean, as plain values that a checkpoint keeps: class names, say."""
+        """What the outputs mean, as plain values that a checkpoint keeps: class names, say."""
         return self.read_outputs()
 
     @abstractmethod
@@ -176,7 +176,7 @@ class Task(ABC):
 
     @abstractmethod
     def records(self, prediction: Prediction, items: Sequence[Item]) -> list[Record]:
-        """What is kept of each clip for `score` and `write`: plain values, with truth and predict."""
+        """What is kept of each clip for `score` and `write`: name, truth, predict..."""
 
     @abstractmethod
     def score(self, records: Sequence[Record]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Tasks whose target is a sequence of units, by CTC: SUPERB's recurrent head or the paper's linear one."""
+"""Tasks whose target is a sequence of units, by CTC: SUPERB's head or the paper's linear one."""
 
 import logging
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ class Wav2LetterOptions:
 
 
 class CTCTask(Task):
-    """A sequence of units a clip. `outputs` are the units, the blank first; targets are unit ids."""
+    """A sequence of units a clip. `outputs` are the units, blank first; targets are unit ids."""
 
     rules = ("geometric", "mixture", "sequence")
     released_nll = "per_example"  # the released CTC code weighs each utterance by its own q

@@ -1,4 +1,4 @@
-"""Tasks that give a clip one label: SUPERB's head (mean pooling, two linear maps), cross entropy."""
+"""Tasks that give a clip one label: mean pooling, two linear maps, cross entropy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class UtteranceTask(Task):
     """
 
     metric = "acc"
-    head_keys = ("projector_dim", "select", "UtteranceLevel")
+    head_keys: ClassVar[tuple[str, ...]] = ("projector_dim", "select", "UtteranceLevel")
     submission_folder: ClassVar[str] = ""  # in SUPERB's upload, e.g. "ks_public"
 
     @dataclass(frozen=True)
