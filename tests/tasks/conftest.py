@@ -1,0 +1,48 @@
+"""The miniature corpora as fixtures; tests change copies of them, never these."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tasks import corpora
+
+
+@pytest.fixture(scope="session")
+def commands_corpus(tmp_path_factory) -> Path:
+    """Speech Commands v1, in train/ and test/."""
+    return corpora.make_speech_commands(tmp_path_factory.mktemp("speech_commands"))
+
+
+@pytest.fixture(scope="session")
+def intents_corpus(tmp_path_factory) -> Path:
+    """Fluent Speech Commands."""
+    return corpora.make_fluent_commands(tmp_path_factory.mktemp("fluent_commands"))
+
+
+@pytest.fixture(scope="session")
+def speakers_corpus(tmp_path_factory) -> Path:
+    """VoxCeleb1."""
+    return corpora.make_voxceleb(tmp_path_factory.mktemp("VoxCeleb1"))
+
+
+@pytest.fixture(scope="session")
+def letters_corpus(tmp_path_factory) -> Path:
+    """LibriSpeech's layout, prepared: a pitch for each letter."""
+    from s3prl_varan.corpora.librispeech import prepare_librispeech
+
+    root = corpora.make_letters(tmp_path_factory.mktemp("letters"))
+    prepare_librispeech(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tones_without_dev(tone_corpus: Path, tmp_path_factory) -> Path:
+    """Metadata of the tones as s3prl prepares it: without dev, which is then drawn from train."""
+    folder = tmp_path_factory.mktemp("tones_metadata")
+    for path in (tone_corpus / "meta_data").glob("Session*/*_meta_data.json"):
+        if not path.name.startswith("dev"):
+            target = folder / path.parent.name / path.name
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(json.dumps(json.loads(path.read_text())))
+    return folder
