@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import write_atomic
 from s3prl_varan.layerwise.objective import aggregate_log_probs
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.tasks.shapes.base import Item, Record, Task
-from s3prl_varan.tasks.shapes.classes import accuracy, most_probable
-from s3prl_varan.tasks.shapes.clips import clip_problems
-from s3prl_varan.tasks.shapes.utterance import UtteranceTask
+from s3prl_varan.tasks.shapes.metrics import accuracy
+from s3prl_varan.tasks.shapes.utterance import UtteranceTask, most_probable
 
 SLOTS = ("action", "object", "location")
 TABLES = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data.csv"}
@@ -74,9 +74,6 @@ class FluentCommands(UtteranceTask):
                 )
             )
         return [self._item(row) for row in rows]
-
-    def problems(self, splits: Sequence[str]) -> list[str]:
-        return clip_problems(self.items, splits)
 
     def _item(self, row: dict[str, str]) -> Item:
         path = Path(self.data.file_path) / row["path"]
@@ -146,25 +143,27 @@ class FluentCommands(UtteranceTask):
         return [self.outputs[slot][index] for slot, index in zip(SLOTS, ids, strict=True)]
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
-        return accuracy(records)
+        return accuracy([r["truth"] for r in records], [r["predict"] for r in records])
 
     def write(self, records: Sequence[Record], split: str, folder: Path) -> None:
+        """SPLIT_predict.csv and SPLIT_truth.csv: lines `name,action,object,location`."""
         for key in ("predict", "truth"):
             lines = [",".join([record["name"], *record[key]]) + "\n" for record in records]
-            (folder / f"{split}_{key}.csv").write_text("".join(lines), encoding="utf-8")
+            write_atomic(folder / f"{split}_{key}.csv", "".join(lines))
 
     def submission(self) -> dict[str, str]:
         return {"ic_public/predict.csv": "test_predict.csv"}
 
     def answers(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """The value of each slot, and under `slots` the probabilities of its values."""
         answers = []
         for row in zip(*self._slots(prediction.values), strict=True):
             slots = {
-                slot: most_probable(self.outputs[slot], values)
+                slot: most_probable(values.float().softmax(dim=-1), self.outputs[slot])
                 for slot, values in zip(SLOTS, row, strict=True)
             }
-            best = [next(iter(probs)) for probs in slots.values()]
-            answers.append({"prediction": best, "probabilities": slots})
+            best = [answer["prediction"] for answer in slots.values()]
+            answers.append({"prediction": best, "slots": slots})
         return answers
 
     def text(self, answer: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.errors import UserError
 from s3prl_varan.options import Count, Natural
 from s3prl_varan.tasks.shapes.base import Item
-from s3prl_varan.tasks.shapes.clips import clip_problems, random_stretch
+from s3prl_varan.tasks.shapes.clips import random_stretch
 from s3prl_varan.tasks.shapes.utterance import UtteranceTask
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -34,6 +34,8 @@ class SpeechCommands(UtteranceTask):
 
     name = "speech_commands"
     title = "keyword spotting (KS)"
+    draws_anew = True
+    submission_folder = "ks_public"
     remedy = (
         "Unpack speech_commands_v0.01 and speech_commands_test_set_v0.01, a folder each, and set "
         f"speech_commands_root and speech_commands_test_root in {SECTION}, with -o or -c."
@@ -60,9 +62,6 @@ class SpeechCommands(UtteranceTask):
         # of the same clips. Here every dev clip counts once.
         return self._test_items() if split == "test" else self._word_items(split)
 
-    def problems(self, splits: Sequence[str]) -> list[str]:
-        return clip_problems(self.items, splits)
-
     def load(self, item: Item, rng: random.Random, training: bool) -> Tensor:
         if not _is_noise(item):
             return GAIN * super().load(item, rng, training)
@@ -79,9 +78,6 @@ class SpeechCommands(UtteranceTask):
         """Every class is drawn as often as any other."""
         count = Counter(item.target for item in items)
         return [1 / count[item.target] for item in items]
-
-    def submission(self) -> dict[str, str]:
-        return {"ks_public/predict.txt": "test_predict.txt"}
 
     def _word_items(self, split: str) -> list[Item]:
         root = Path(self.data.speech_commands_root)

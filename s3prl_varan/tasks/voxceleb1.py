@@ -6,19 +6,15 @@ list of the splits of identification (iden_split.txt, or s3prl's copy veri_test_
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.layerwise.outputs import Prediction
 from s3prl_varan.options import Count
-from s3prl_varan.tasks.shapes.base import Item, Record, Task
-from s3prl_varan.tasks.shapes.classes import accuracy, most_probable
-from s3prl_varan.tasks.shapes.clips import clip_problems, random_stretch
+from s3prl_varan.tasks.shapes.base import Item, Task
+from s3prl_varan.tasks.shapes.clips import random_stretch
 from s3prl_varan.tasks.shapes.utterance import UtteranceTask
 
 FIRST, SPEAKERS = 10001, 1251  # id10001 to id11251
@@ -32,6 +28,8 @@ class VoxCeleb1(UtteranceTask):
 
     name = "voxceleb1"
     title = "speaker identification (SID)"
+    draws_anew = True
+    submission_folder = "sid_public"
     remedy = (
         "Unpack VoxCeleb1 so that FILE_PATH/dev/wav and FILE_PATH/test/wav hold the speakers' "
         f"folders, and set file_path and meta_data (iden_split.txt) in {SECTION}, with -o or -c."
@@ -71,9 +69,6 @@ class VoxCeleb1(UtteranceTask):
             raise UserError("\n".join(problems))
         return items
 
-    def problems(self, splits: Sequence[str]) -> list[str]:
-        return clip_problems(self.items, splits)
-
     def load(self, item: Item, rng: random.Random, training: bool) -> Tensor:
         if training and self.data.max_timestep is not None:
             return random_stretch(item.path, self.data.max_timestep, rng)
@@ -82,16 +77,6 @@ class VoxCeleb1(UtteranceTask):
     def num_samples(self, item: Item, training: bool) -> int:
         whole = super().num_samples(item, training)
         return min(whole, self.data.max_timestep or whole) if training else whole
-
-    def score(self, records: Sequence[Record]) -> dict[str, float]:
-        return accuracy(records)
-
-    def submission(self) -> dict[str, str]:
-        return {"sid_public/predict.txt": "test_predict.txt"}
-
-    def answers(self, prediction: Prediction) -> list[dict[str, Any]]:
-        rows = [most_probable(self.outputs, values) for values in prediction.values]
-        return [{"prediction": next(iter(row)), "probabilities": row} for row in rows]
 
 
 def _listed(table: Path, problems: list[str]) -> dict[str, list[tuple[str, int]]]:

@@ -41,7 +41,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if isinstance(payload, dict) and "Featurizer" in payload and "Version" not in payload:
         raise UserError(
             f"{path} was made by s3prl_varan 0.1, whose checkpoints this version does not read. "
-            "Use version 0.1 for it (git tag v0.1.0), or train again; reports read its "
+            "Use version 0.1 for it, or train again; reports read its "
             "result.json as before."
         )
     missing = [key for key in NEEDED if not isinstance(payload, dict) or key not in payload]

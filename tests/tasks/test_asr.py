@@ -182,7 +182,9 @@ def test_train_evaluate(featurizer, asr_args, tmp_path, capsys):
     with open(folder / "layer_weights.csv") as file:
         table = list(csv.DictReader(file))
     assert len(table) == SIZES["test"] and table[0]["utterance"].startswith("2-7-")
-    out, _ = run(["-m", "evaluate", "-t", "test,dev", "-e", folder, "-u", TINY, "--device", "cpu"], capsys)
+    out, _ = run(
+        ["-m", "evaluate", "-t", "test,dev", "-e", folder, "-u", TINY, "--device", "cpu"], capsys
+    )
     again = {row["split"]: row for row in map(json.loads, lines_of(folder / "metrics.jsonl")[-2:])}
     assert again["test"]["wer"] == figures["wer"] and again["test"]["cer"] == figures["cer"]
     assert again["dev"]["wer"] == result["dev"]["wer"]
@@ -207,7 +209,10 @@ def test_batch_size_never_changes_an_evaluation(asr_args, tmp_path, capsys):
     run(asr_args("varan", "-p", folder), capsys)
     expected = json.loads((folder / "result.json").read_text())["test"]["test"]
     one = "config.downstream_expert.datarc.eval_batch_size=1"
-    run(["-m", "evaluate", "-t", "test", "-e", folder, "-u", TINY, "--device", "cpu", "-o", one], capsys)
+    run(
+        ["-m", "evaluate", "-t", "test", "-e", folder, "-u", TINY, "--device", "cpu", "-o", one],
+        capsys,
+    )
     row = json.loads(lines_of(folder / "metrics.jsonl")[-1])
     assert row["wer"] == expected["wer"] and row["loss"] == pytest.approx(
         expected["loss"], rel=1e-4
@@ -545,7 +550,10 @@ def test_evaluate_with_a_language_model(asr_args, tmp_path, capsys):
     model.write_text(ARPA)
     run(asr_args("last_layer", "-p", folder, **{"config.runner.total_steps": 2}), capsys)
     use = f"config.downstream_expert.datarc.decoder_args={{decoder_type: kenlm, kenlm_model: {model}}}"
-    run(["-m", "evaluate", "-t", "test", "-e", folder, "-u", TINY, "--device", "cpu", "-o", use], capsys)
+    run(
+        ["-m", "evaluate", "-t", "test", "-e", folder, "-u", TINY, "--device", "cpu", "-o", use],
+        capsys,
+    )
     words = {word for line in lines_of(folder / "test-LM-hyp.ark") for word in line.split()[1:]}
     assert words <= {"AB", "AC"} and len(lines_of(folder / "test-LM-hyp.ark")) == SIZES["test"]
 
@@ -617,7 +625,16 @@ def test_transcribe_files_and_folders(asr_args, letters_corpus, tmp_path, capsys
     assert np.isfinite(tiny["score"]) and "segments" not in tiny
     (tmp_path / "empty").mkdir()
     _, err = run(
-        ["-m", "inference", "-t", f"{tmp_path / 'empty'},{tmp_path / 'no.wav'}", "-e", folder, "-u", TINY],
+        [
+            "-m",
+            "inference",
+            "-t",
+            f"{tmp_path / 'empty'},{tmp_path / 'no.wav'}",
+            "-e",
+            folder,
+            "-u",
+            TINY,
+        ],
         capsys,
         expect=2,
     )

@@ -76,13 +76,18 @@ RNNS = {
         "sample_style": "concat",
     },
 }
-WAV2LETTER = {"project_dim": 8, "select": "Wav2Letter", "Wav2Letter": {"total_rate": 320}}
+RNNS["ctc_normalize"] = "target"  # an utterance's loss is divided by its target, as theirs is
+WAV2LETTER = {
+    "ctc_normalize": "target",
+    "project_dim": 8,
+    "select": "Wav2Letter",
+    "Wav2Letter": {"total_rate": 320},
+}
 ASR = {
     "figure": "wer",
     "unit": 1.0,
     "lessons": 40,
-    # Theirs divides an utterance's loss by its target.
-    "ours": {"ctc_normalize": "target", "decoder_args": {"decoder_type": "greedy"}},
+    "ours": {"decoder_args": {"decoder_type": "greedy"}},
     "loses_one": True,  # theirs drops a last batch of one clip
     "theirs": {"dict_path": str(CHAR_DICT), "decoder_args": {"decoder_type": None}},
 }
@@ -142,7 +147,8 @@ def test_loss_figure_and_files_are_the_experts(name, folder_of, tmp_path):
     written = {path.name: path.read_bytes() for path in theirs.iterdir()}
     written.pop("log.log", None)
     assert len(written) == row.files * len(row.splits) and all(written.values())
-    assert {path.name: path.read_bytes() for path in ours.iterdir()} == written
+    mine = {path.name: path.read_bytes() for path in ours.iterdir()}
+    assert {name: text for name, text in mine.items() if not name.startswith("worst_")} == written
     assert row.submission.items() <= task.submission().items()
     assert set(row.submission.values()) <= written.keys()
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from s3prl_varan.audio import examine_audio_files, header_samples, read_audio
+from s3prl_varan.errors import UserError
 from s3prl_varan.layerwise.heads import HeadOptions
 from s3prl_varan.layerwise.objective import NllReduction
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
@@ -112,11 +113,18 @@ class Task(ABC):
     def problems(self, splits: Sequence[str]) -> list[str]:
         """All that keeps `splits` from being used, a line each, before anything slow starts.
 
-        The lists are read by `items` and the header of every file is looked at.
+        The lists are read by `items`, whose UserError has a problem in each line, and the header
+        of every file is looked at. What several splits have in common is said once.
         """
-        paths = dict.fromkeys(item.path for split in splits for item in self.items(split))
+        found: dict[str, None] = {}
+        paths: dict[Path, None] = {}
+        for split in splits:
+            try:
+                paths |= dict.fromkeys(item.path for item in self.items(split))
+            except UserError as error:
+                found |= dict.fromkeys(str(error).splitlines())
         checked = examine_audio_files(paths, decode=False)
-        return [file.problem for file in checked if file.problem]
+        return [*found, *(file.problem for file in checked if file.problem)]
 
     def load(self, item: Item, rng: random.Random, training: bool) -> Tensor:
         """The waveform [num_samples] of a clip, 16 kHz, float32 in [-1, 1].

@@ -1,31 +1,11 @@
-"""What rooms share about clips: every problem of a corpus at once, and random stretches."""
+"""A random stretch of a recording, for tasks that crop."""
 
 import random
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from s3prl_varan.audio import SAMPLE_RATE, examine_audio_files, header_samples, read_audio
-from s3prl_varan.errors import UserError
-from s3prl_varan.tasks.shapes.base import Item
-
-
-def clip_problems(items: Callable[[str], list[Item]], splits: Sequence[str]) -> list[str]:
-    """What is wrong with the lists of all `splits`, then with the files that they name.
-
-    items: of a task; its UserError has a problem in each line. A line that several splits have in
-    common (no corpus at all, say) comes once.
-    """
-    found: dict[str, None] = {}
-    paths: dict[Path, None] = {}
-    for split in splits:
-        try:
-            paths |= dict.fromkeys(item.path for item in items(split))
-        except UserError as error:
-            found |= dict.fromkeys(str(error).splitlines())
-    checked = examine_audio_files(paths, decode=False)
-    return [*found, *(file.problem for file in checked if file.problem)]
+from s3prl_varan.audio import SAMPLE_RATE, header_samples, read_audio
 
 
 def random_stretch(path: Path, num_samples: int, rng: random.Random) -> Tensor:

@@ -170,12 +170,12 @@ def layer_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def most_probable(probabilities: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """{"prediction", "probabilities"}: of all classes, or of the most probable ones of many."""
+    """{"prediction", "probabilities"}, best first: of all classes, or the top few of many."""
     count = len(names) if len(names) <= MANY_CLASSES else MOST_PROBABLE
     top = probabilities.topk(count)
-    kept = sorted(top.indices.tolist()) if count == len(names) else top.indices.tolist()
-    by_name = {names[index]: float(probabilities[index]) for index in kept}
-    return {"prediction": names[int(probabilities.argmax())], "probabilities": by_name}
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    by_name = {names[index]: value for index, value in pairs}
+    return {"prediction": next(iter(by_name)), "probabilities": by_name}
 
 
 def refuse_dropout(options: HeadOptions) -> None:
