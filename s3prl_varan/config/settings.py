@@ -17,6 +17,7 @@ from s3prl_varan.options import Natural, plain
 from s3prl_varan.tasks.shapes.base import Task
 from s3prl_varan.tuning.options import LoraOptions
 
+MAX_SHOWN = 20  # problems of a corpus in one message
 ID_LENGTH = 12  # hexadecimal digits of a run's identity
 # Where a run lies, how it is logged and how fast it goes, not what comes out.
 PLACE = (
@@ -191,6 +192,9 @@ class RunSettings:
     def check_corpus(self) -> None:
         """UserError with everything that keeps the splits from being used."""
         problems = self.task.problems(self.splits_read)
+        rest = len(problems) - MAX_SHOWN
+        if rest > 0:
+            problems = [*problems[:MAX_SHOWN], f"and {rest} more"]
         if problems:
             headline = f"The corpus of -d {self.flags.downstream} cannot be used:"
             raise problems_error(headline, problems, self.task.remedy)

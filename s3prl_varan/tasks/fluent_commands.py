@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from s3prl_varan.errors import UserError
@@ -21,7 +20,7 @@ from s3prl_varan.layerwise.objective import aggregate_log_probs
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.tasks.shapes.base import Item, Record, Task
 from s3prl_varan.tasks.shapes.metrics import accuracy
-from s3prl_varan.tasks.shapes.utterance import UtteranceTask, most_probable
+from s3prl_varan.tasks.shapes.utterance import UtteranceTask, layer_cross_entropy, most_probable
 
 SLOTS = ("action", "object", "location")
 TABLES = {"train": "train_data.csv", "dev": "valid_data.csv", "test": "test_data.csv"}
@@ -113,11 +112,8 @@ class FluentCommands(UtteranceTask):
 
     def layer_loss(self, out: LayerOutputs, targets: Tensor) -> Tensor:
         """Sum of the slots' cross entropies; targets [B, 3] -> [B, L] nats."""
-        losses = []
-        for values, target in zip(self._slots(out.values), targets.unbind(dim=1), strict=True):
-            labels = target[:, None].expand(values.shape[:2])  # [B, L]
-            by_class = values.float().transpose(1, 2)  # [B, C, L]
-            losses.append(F.cross_entropy(by_class, labels, reduction="none"))
+        slots = zip(self._slots(out.values), targets.unbind(dim=1), strict=True)
+        losses = [layer_cross_entropy(logits, labels) for logits, labels in slots]
         return torch.stack(losses).sum(dim=0)
 
     def combine(self, out: LayerOutputs, posterior_logits: Tensor, rule: str) -> Prediction:
@@ -155,7 +151,7 @@ class FluentCommands(UtteranceTask):
         return {"ic_public/predict.csv": "test_predict.csv"}
 
     def answers(self, prediction: Prediction) -> list[dict[str, Any]]:
-        """The value of each slot, and under `slots` the probabilities of its values."""
+        """The likeliest value of each slot, and the probabilities of its values."""
         answers = []
         for row in zip(*self._slots(prediction.values), strict=True):
             slots = {
@@ -163,7 +159,8 @@ class FluentCommands(UtteranceTask):
                 for slot, values in zip(SLOTS, row, strict=True)
             }
             best = [answer["prediction"] for answer in slots.values()]
-            answers.append({"prediction": best, "slots": slots})
+            probabilities = {slot: answer["probabilities"] for slot, answer in slots.items()}
+            answers.append({"prediction": best, "probabilities": probabilities})
         return answers
 
     def text(self, answer: dict[str, Any]) -> str:

@@ -93,11 +93,10 @@ def test_right_is_where_all_three_are(task):
     answers = task.answers(prediction)
     assert answers[1]["prediction"] == ["deactivate", "lights", "none"]
     assert task.text(answers[1]) == "deactivate, lights, none"
-    for slot, answer in answers[1]["slots"].items():
-        probs = answer["probabilities"]
+    for slot, probs in answers[1]["probabilities"].items():
         assert set(probs) == set(task.outputs[slot]) and sum(probs.values()) == pytest.approx(1)
         assert list(probs.values()) == sorted(probs.values(), reverse=True)
-    assert list(answers[1]["slots"]) == list(SLOTS)
+    assert list(answers[1]["probabilities"]) == list(SLOTS)
 
 
 def test_a_checkpoints_values_need_no_corpus(tmp_path):

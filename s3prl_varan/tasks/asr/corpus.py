@@ -59,8 +59,7 @@ class Corpus:
                     unknown[symbol][utterance.name] = count
         for line in describe_unknown(unknown, shown=3):
             problems.append(f"outside the dictionary: {line} ({SPELLING})")
-        rest = len(problems) - MAX_SHOWN
-        return problems[:MAX_SHOWN] + ([f"and {rest} more"] if rest > 0 else [])
+        return problems
 
     def _read(self, split: str, problems: list[str]) -> list[Utterance]:
         found = []
