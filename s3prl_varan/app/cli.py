@@ -157,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; `-a` resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted between steps: nothing was saved since the last checkpoint"
+        print(said, file=sys.stderr)
+        return 128 + getattr(stop, "number", 2)
     return 0

@@ -102,6 +102,8 @@ def prepare(args: Namespace) -> tuple[RunSettings, Path, Start | None]:
             given = given or RESULTS / settings.folder_name
         place = str(given) if states_of(given) else None
     if place is None:
+        if args.auto_resume:
+            print("-a: no checkpoint to go on from, starting anew", file=sys.stderr)
         settings = settings or resolve(args)
         folder = named_folder(args) or RESULTS / settings.folder_name
         claim(folder, overwrite=args.overwrite)

@@ -1,6 +1,7 @@
 """What a run leaves in its folder: metrics, predictions, checkpoints, result.json."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_varan.config.settings import RunSettings
-from s3prl_varan.files import write_atomic
+from s3prl_varan.files import read_jsonl, write_atomic
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.tasks.shapes.metrics import confusion
 from s3prl_varan.training.checkpoint import BEST, model_state, save_checkpoint, states_of
 from s3prl_varan.training.evaluation import Evaluation
 from s3prl_varan.training.layer_weights import write_layer_weights
 
+METRICS = "metrics.jsonl"
 MAX_CONFUSION_CLASSES = 50
 
 
@@ -57,24 +59,40 @@ class Artifacts:
         content = yaml.safe_dump(self.settings.stored(), sort_keys=False)
         write_atomic(self.folder / "config.yaml", content)
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows of metrics.jsonl that a run going on from `step` will write once more."""
+        path = self.folder / METRICS
+        if path.is_file():
+            kept = [
+                row
+                for row in read_jsonl(path)
+                if row.get("step", 0) <= step and not row.get("final")
+            ]
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+
     def write_metrics(self, step: int, split: str, figures: dict[str, float], **more: Any) -> None:
         """A row of metrics.jsonl, and TensorBoard's scalars."""
-        row = {"step": step, "split": split, **figures, **more}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        row = finite_json({"step": step, "split": split, **figures, **more})
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
         if self.board is not None:
             for name, value in figures.items():
                 self.board.add_scalar(f"{split}/{name}", value, step)
 
-    def write_evaluation(self, evaluation: Evaluation, step: int, *, picture: bool) -> None:
-        """Figures, prediction files and layer weights of a split."""
+    def write_evaluation(self, evaluation: Evaluation, step: int, *, final: bool) -> None:
+        """Figures, prediction files and layer weights of a split.
+
+        final: not between steps but of a checkpoint; then a picture is drawn too.
+        """
         split, records = evaluation.split, evaluation.records
-        weights = evaluation.layer_weights
-        self.write_metrics(step, split, evaluation.figures, layer_weights=weights)
+        more: dict[str, Any] = {"layer_weights": evaluation.layer_weights}
+        if final:
+            more["final"] = True
+        self.write_metrics(step, split, evaluation.figures, **more)
         self.settings.task.write(records, split, self.folder)
         layers = self.model.featurizer.layers
         if len(layers) > 1:
-            write_layer_weights(self.folder, layers, split, records, picture=picture)
+            write_layer_weights(self.folder, layers, split, records, picture=final)
 
     # ---- checkpoints
 
@@ -124,7 +142,8 @@ class Artifacts:
             "steps": steps,
             "seconds": round(seconds, 2),
         }
-        write_atomic(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+        text = json.dumps(finite_json(result), indent=2, allow_nan=False)
+        write_atomic(self.folder / "result.json", text + "\n")
 
     def close(self) -> None:
         """Flush TensorBoard."""
@@ -175,3 +194,14 @@ def figures_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     for split, figures in rows.items():
         lines.append("  ".join([f"{split:<{width}}", *(f"{figures[name]:8.2f}" for name in names)]))
     return "\n".join(lines)
+
+
+def finite_json(value: Any) -> Any:
+    """`value` with null for numbers that are not finite, which JSON has no name for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(each) for each in value]
+    return value

@@ -5,10 +5,14 @@
 Both hold the featurizer, the heads, and of the upstream only what was trained.
 """
 
+import random
+import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from s3prl_varan.config.settings import RunSettings, Stored
@@ -19,7 +23,21 @@ from s3prl_varan.tuning.lora import load_lora_state_dict, lora_state_dict
 
 BEST = "dev-best.ckpt"
 VERSION = 2  # of the format; 1 is that of s3prl_varan 0.1
-NEEDED = ("upstream", "lora", "Upstream", "Featurizer", "Downstream", "Outputs", "Args", "Config")
+NONE = type(None)
+FIELDS: dict[str, tuple[type, ...]] = {
+    "upstream": (dict,),
+    "lora": (dict, NONE),
+    "Upstream": (dict, NONE),
+    "Featurizer": (dict,),
+    "Downstream": (dict,),
+    "Args": (dict,),
+    "Config": (dict,),
+    "Step": (int,),
+    "Best": (dict,),
+    "Outputs": (dict, list, str, int, NONE),
+}
+STATES = ("Optimizer", "Scheduler", "Random")  # of a states-STEP.ckpt, besides
+UPSTREAM = ("name", "ckpt", "fingerprint")
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
@@ -30,24 +48,64 @@ def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of ours. UserError where it is none, is damaged or would need code to run."""
+    problem = damage(path)
+    if problem:
+        raise UserError(f"{path}: {problem}")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and OS errors of many kinds
-        said = type(error).__name__
+    except Exception as error:  # pickle's and torch's own, of many kinds
         raise UserError(
-            f"{path}: not a checkpoint that can be read ({said}): damaged, or made by another "
-            "program. It was not unpickled, since that would run code from it."
+            f"{path}: not a checkpoint of this program ({type(error).__name__}). It was not "
+            "unpickled, since that could run code from it."
         ) from error
     if isinstance(payload, dict) and "Featurizer" in payload and "Version" not in payload:
         raise UserError(
             f"{path} was made by s3prl_varan 0.1, whose checkpoints this version does not read. "
-            "Use version 0.1 for it, or train again; reports read its "
-            "result.json as before."
+            "Use version 0.1 for it, or train again; reports read its result.json as before."
         )
-    missing = [key for key in NEEDED if not isinstance(payload, dict) or key not in payload]
-    if missing:
-        raise UserError(f"{path}: not a checkpoint of this program (no {', '.join(missing)}).")
+    problems = field_problems(payload)
+    if problems:
+        raise problems_error(f"{path}: not a checkpoint of this program:", problems[:8])
     return payload
+
+
+def damage(path: Path) -> str:
+    """What is wrong with the file itself, "" where nothing is. Every byte is read and checked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()  # by the checksum of each of its parts
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        return f"not a checkpoint that can be read: damaged, or another file ({error})"
+    except NotImplementedError as error:  # a flipped bit that names another compression
+        return f"not a checkpoint that can be read: damaged ({error})"
+    return f"damaged: the checksum of its part {broken} is wrong" if broken else ""
+
+
+def field_problems(payload: Any) -> list[str]:
+    """What a checkpoint lacks or has in another form than this program writes it."""
+    if not isinstance(payload, dict):
+        return [f"expected named parts, found {type(payload).__name__}"]
+    problems = [f"no '{key}'" for key in FIELDS if key not in payload]
+    problems += [
+        f"'{key}' is {type(payload[key]).__name__}, expected {_names(kinds)}"
+        for key, kinds in FIELDS.items()
+        if key in payload and not isinstance(payload[key], kinds)
+    ]
+    if not problems:
+        upstream, lora = payload["upstream"], payload["lora"]
+        problems += [f"'upstream' has no '{key}'" for key in UPSTREAM if key not in upstream]
+        if lora is not None:
+            problems += [
+                f"'lora' has no '{key}'" for key in ("options", "state") if key not in lora
+            ]
+        for part in ("Featurizer", "Downstream"):
+            if not all(isinstance(value, torch.Tensor) for value in payload[part].values()):
+                problems.append(f"'{part}' holds more than tensors")
+    return problems
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
 
 
 def states_of(folder: Path) -> list[Path]:
@@ -59,7 +117,8 @@ def states_of(folder: Path) -> list[Path]:
 def find_checkpoint(place: str, *, resume: bool) -> Path:
     """-e names a checkpoint or an experiment folder.
 
-    Of a folder: the latest states-*.ckpt to resume, else the best on dev.
+    Of a folder: the latest states-*.ckpt to resume, else the best on dev. Where the latest is
+    damaged, UserError that offers the one before it.
     """
     path = Path(place)
     if path.is_file():
@@ -67,13 +126,21 @@ def find_checkpoint(place: str, *, resume: bool) -> Path:
     if not path.is_dir():
         raise UserError(f"-e: neither a checkpoint nor an experiment folder: {place}")
     states, best = states_of(path), path / BEST
-    candidates = [best] if best.is_file() and not resume else states[-1:]
-    if not candidates:
+    if best.is_file() and not resume:
+        return best
+    if not states:
         wanted = "states-*.ckpt" if resume else BEST
         raise UserError(
             f"-e: no {wanted} in {place}: was this run trained to its first checkpoint?"
         )
-    return candidates[0]
+    problem = damage(states[-1])
+    if problem:
+        whole = next((each for each in reversed(states[:-1]) if not damage(each)), None)
+        offer = "No older one is there: start anew with --overwrite."
+        if whole is not None:
+            offer = f"The latest that is whole is {whole}: remove {states[-1]} to go on from it."
+        raise UserError(f"{states[-1]}: {problem}. {offer}")
+    return states[-1]
 
 
 def stored_settings(payload: dict[str, Any], source: Path) -> Stored:
@@ -139,3 +206,25 @@ def _load(module: torch.nn.Module, state: dict[str, Any], part: str, source: Pat
         remedy = "Use the config and flags it was trained with."
         raise problems_error(f"{source} does not fit this model:", problems[:8], remedy)
     module.load_state_dict(state)
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator that a step draws from, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put back what random_states gave."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))

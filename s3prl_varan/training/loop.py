@@ -23,9 +23,17 @@ from s3prl_varan.training.artifacts import (
     figures_table,
     parameter_table,
 )  # fmt: skip
-from s3prl_varan.training.checkpoint import BEST, load_checkpoint, load_model_state
+from s3prl_varan.training.checkpoint import (
+    BEST,
+    STATES,
+    load_checkpoint,
+    load_model_state,
+    random_states,
+    set_random_states,
+)  # fmt: skip
 from s3prl_varan.training.data import Batch, Loaders
 from s3prl_varan.training.evaluation import Evaluation, Evaluator, terms_of, to_device
+from s3prl_varan.training.stopping import Stopped, StopRequests
 from s3prl_varan.tuning.lora import check_lora_gradients
 
 
@@ -76,12 +84,15 @@ class Trainer:
         optimizer = build_optimizer(parts, self.config.optimizer)
         self.scheduler = build_scheduler(optimizer, steps, self.config.scheduler)
         if resume is not None:
+            self._check_states(resume)
             self.step, self.best = resume["Step"], Best(**resume["Best"])
             optimizer.load_state_dict(resume["Optimizer"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(resume["Scheduler"])
-            torch.set_rng_state(resume["Rng"])
+            if self.accelerator.scaler is not None and resume.get("Scaler"):
+                self.accelerator.scaler.load_state_dict(resume["Scaler"])
         if self.artifacts is not None:
+            self.artifacts.rewind(self.step)
             self.artifacts.write_config()
             print(parameter_table(count_parameters(model)))
         self.trained = [each for each in model.parameters() if each.requires_grad]
@@ -89,6 +100,23 @@ class Trainer:
         start = self.step * self.options.gradient_accumulate_steps
         loader = self.loaders.train(self.options.train_dataloader, start)
         self.batches: Iterator[Batch] = iter(loader)
+        if resume is not None:  # last of all, so that nothing draws in between
+            set_random_states(resume["Random"])
+
+    def _check_states(self, resume: dict[str, Any]) -> None:
+        """UserError where a checkpoint cannot be gone on from, or what it counts on is gone."""
+        lacks = [key for key in STATES if key not in resume]
+        if lacks:
+            raise UserError(
+                f"{self.folder}: this checkpoint is for evaluation, it has no {', '.join(lacks)}. "
+                "Resume from a states-*.ckpt, or start from its weights with -i."
+            )
+        if resume["Best"].get("value") is not None and not (self.folder / BEST).is_file():
+            raise UserError(
+                f"{self.folder / BEST} is gone: the best checkpoint so far, of step "
+                f"{resume['Best'].get('step')}, cannot be tested at the end. Put it back, or start "
+                "anew with --overwrite."
+            )
 
     def train(self) -> None:
         """Steps, and between them logs, evaluations and checkpoints."""
@@ -105,20 +133,30 @@ class Trainer:
         records: list[Record] = []
         # Unconditionally, and after every evaluation: a mode is set, never assumed.
         self.model.train()
-        while self.step < options.total_steps and not self.dev_is_flat:
-            losses.append(self._step(records))
-            self.step += 1
-            bar.update()
-            last = self.step == options.total_steps
-            if self.step % options.log_step == 0 or last:
-                self._log(losses, records, bar)
-                losses, records = [], []
-            if self.step % options.eval_step == 0 or last:
-                self._evaluate_dev(bar)
-                self.model.train()
-            if self.step % options.save_step == 0 or last or self.dev_is_flat:
-                self._save_states()
-        bar.close()
+        with StopRequests() as requests, bar:
+            while self.step < options.total_steps and not self.dev_is_flat:
+                losses.append(self._step(records))
+                self.step += 1
+                bar.update()
+                last = self.step == options.total_steps
+                if self.step % options.log_step == 0 or last:
+                    self._log(losses, records, bar)
+                    losses, records = [], []
+                if self.step % options.eval_step == 0 or last:
+                    self._evaluate_dev(bar)
+                    self.model.train()
+                stopped = self._agreed(requests.received)
+                if self.step % options.save_step == 0 or last or self.dev_is_flat or stopped:
+                    self._save_states()
+                if stopped and not last:
+                    raise Stopped(stopped, self.folder, self.step)
+
+    def _agreed(self, signal_number: int) -> int:
+        """The signal that any process got: they must stop at the same step. 0: none."""
+        if self.accelerator.num_processes == 1:
+            return signal_number
+        received = torch.tensor(signal_number, device=self.accelerator.device)
+        return int(self.accelerator.gather(received).max())
 
     @property
     def dev_is_flat(self) -> bool:
@@ -186,7 +224,7 @@ class Trainer:
         deciding = next(name for name in splits if name.startswith("dev"))
         for split in splits:
             # Drawing takes longer than a small split does.
-            evaluation = self.evaluate(split, self.step, picture=False)
+            evaluation = self.evaluate(split, self.step, final=False)
             if split != deciding:
                 continue
             task, figures = self.task, evaluation.figures
@@ -201,21 +239,22 @@ class Trainer:
 
     def _save_states(self) -> None:
         if self.artifacts is not None:
-            scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+            scheduler, scaler = self.scheduler, self.accelerator.scaler
             states = {
                 "Optimizer": self.optimizer.state_dict(),
-                "Scheduler": scheduler,
-                "Rng": torch.get_rng_state(),
+                "Scheduler": None if scheduler is None else scheduler.state_dict(),
+                "Scaler": None if scaler is None else scaler.state_dict(),
+                "Random": random_states(),
             }
             self.artifacts.save_states(self.step, self.best, states)
 
     # ---- evaluation
 
-    def evaluate(self, split: str, step: int, *, picture: bool = True) -> Evaluation:
-        """Evaluate a split and write what came out."""
+    def evaluate(self, split: str, step: int, *, final: bool = True) -> Evaluation:
+        """Evaluate a split and write what came out; final: of the best checkpoint, at the end."""
         evaluation = self.evaluator.evaluate(split, self.loaders.evaluation(split))
         if self.artifacts is not None:
-            self.artifacts.write_evaluation(evaluation, step, picture=picture)
+            self.artifacts.write_evaluation(evaluation, step, final=final)
         return evaluation
 
     def test(self, splits: Sequence[str], step: int) -> dict[str, Evaluation]:
