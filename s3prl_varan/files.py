@@ -1,12 +1,21 @@
-"""Files written whole or not at all, without importing torch."""
+"""Files of experiments: written whole or not at all, read as they are meant. Imports no torch."""
 
+import copy
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+RESULT = "result.json"  # of a finished experiment
+CONFIG = "config.yaml"  # of one that was started
+METRICS = "metrics.jsonl"  # a row per evaluation and per stretch of training
+STATUS = "status.json"  # what a sweep knows of an experiment that has no result
+PLAN = ".plan.json"  # end of the name of a sweep's list of experiments, started or not
 
 
 @contextmanager
@@ -20,9 +29,23 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.stem}.{writer}.tmp{target.suffix}")
     try:
         yield temporary
+        _to_disk(temporary)  # else a power cut may keep the new name and lose what it names
         os.replace(temporary, target)
+        _to_disk(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file, or a folder's names, out of its buffers."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder, where the system does not open them
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -31,10 +54,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def read_json(path: Path) -> Any:
+    """The file's content. Raises ValueError where it is no JSON, OSError where it is not there."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file with a JSON object a line; a line torn by a crash is passed over."""
+    """The rows of a file with an object a line; a line torn by a crash is passed over."""
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -42,3 +71,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML text as plain values, 1e-4 among them as a number (YAML 1.2); never runs anything."""
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=512)
+def _parsed(text: str) -> Any:
+    """Parsed once: a sweep reads one config for each of hundreds of cells, at 20 ms a time."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """A SafeLoader with numbers as everybody writes them."""
+
+    number = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return yaml.load(text, Loader=Loader)  # noqa: S506 (a SafeLoader)

@@ -1,39 +1,15 @@
 """Configs as files and text: where they lie, YAML, -o overrides. Nothing here runs code."""
 
-import copy
-import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import parse_yaml
 from s3prl_varan.names import is_reference
 
 DEFAULT = "config.yaml"  # of a task, in its folder of downstream_configs
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 and everybody who writes configs do."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML text to plain Python values; never runs anything."""
-    return copy.deepcopy(_parsed(text))
-
-
-@lru_cache(maxsize=512)
-def _parsed(text: str) -> Any:
-    # A sweep reads the same shipped configs for each of hundreds of cells, at 20 ms a file.
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
 
 
 def config_root() -> Path:

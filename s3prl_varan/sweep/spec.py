@@ -1,178 +1,160 @@
-"""A sweep's YAML: what is fixed, what is a grid, what is searched. Read and expanded here, checked in plan.py.
+"""A sweep's YAML: what is fixed, what is a grid, what is searched. Read and expanded here.
 
     name: prior_ablation
-    base: {upstream: wavlm, downstream: emotion, config.runner.total_steps: 3000}
+    base: {upstream: wavlm, downstream: NAME, config.runner.total_steps: 3000}
     grid:                                   # or a list of grids, one after the other
       seed: [1, 2, 3]                       # the first key varies slowest
-      downstream_variant: [fold1, fold2]
       featurizer: [weighted_sum, varan]
       config.varan.prior: [uniform, chi2]   # left out of cells that do not read it
-    search:                                 # instead of, or on top of, the grid: each trial runs all cells of the grid
-      trials: 40
+    search:                                 # instead of, or on top of, the grid:
+      trials: 40                            # each draw runs all cells of the grid
       pruner: median                        # or none
+      seed: 1                               # of the draws
       space:
         config.optimizer.lr: {float: [1e-5, 1e-2], log: true}
         config.varan.kl_beta: {choice: [0.01, 0.05, 0.1]}
 
-Keys are run_downstream's flags by their long names (upstream, seed, lora, ...) and config.SECTION.KEY. A relative `config:`
-is a file beside the sweep's own.
+Keys are run_downstream's flags by their long names (upstream, seed, lora, ...) and
+config.SECTION.KEY. A relative `config:` is a file beside the sweep's own.
 """
 
 import itertools
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from s3prl_varan.app.cli import build_parser
-from s3prl_varan.config.reading import parse_yaml
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
+from s3prl_varan.featurizers import featurizer_names, find_featurizer
+from s3prl_varan.files import parse_yaml
+from s3prl_varan.names import is_reference
+from s3prl_varan.options import Count, read_options
 
-SECTIONS = {"name", "base", "grid", "search"}
-SEARCH_KEYS = {"trials", "pruner", "seed", "space"}
-PRUNERS = ("median", "none")
-OWN_FLAGS = {
-    "help",
-    "mode",
-    "evaluate_split",
-    "override",
-    "past_exp",
-    "auto_resume",
-    "overwrite",
-    "expname",
-    "expdir",
-    "folds",
-}
-FEATURIZERS = ("last_layer", "layer", "weighted_sum", "varan")
+OWN_FLAGS = (
+    "help", "mode", "evaluate_split", "override", "past_exp", "auto_resume", "overwrite",
+    "expname", "expdir", "folds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """What a searched key is drawn from."""
+class SearchOptions:
+    """Section `search:`. The space has Optuna's distributions, which keep choices as JSON."""
 
-    kind: str  # float | int | choice
-    values: tuple  # (low, high), or the choices
-    log: bool = False
-    step: float | None = None
+    trials: Count
+    space: dict[str, Any]
+    pruner: Literal["median", "none"] = "median"
+    seed: int | None = None
 
-    def extremes(self) -> tuple:
-        """Values that show whether the key takes what will be drawn."""
-        return self.values
+    def values(self, params: dict[str, Any]) -> dict[str, Any]:
+        """A draw's values, from what Optuna keeps of them."""
+        choices = {key for key, one in self.space.items() if hasattr(one, "choices")}
+        return {key: json.loads(one) if key in choices else one for key, one in params.items()}
+
+    def ends(self) -> list[dict[str, Any]]:
+        """Draws that show whether every key takes what will be drawn: all ends and choices."""
+        ends = {
+            key: one.choices if hasattr(one, "choices") else (one.low, one.high)
+            for key, one in self.space.items()
+        }
+        first = {key: values[0] for key, values in ends.items()}
+        return [self.values({**first, key: end}) for key in ends for end in ends[key]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spec:
     """A sweep as written."""
 
     name: str
     base: dict[str, Any]
-    grids: list[dict[str, list]]
-    space: dict[str, Distribution] = field(default_factory=dict)
-    trials: int = 0
-    pruner: str = "median"
-    seed: int | None = None  # of the search
+    grid: list[dict[str, list[Any]]]
+    search: SearchOptions | None = None
 
 
-def read_spec(path: Path, changes: list[str] | None = None) -> Spec:
-    """The sweep in a YAML file; `changes` are KEY=VALUE strings that replace keys of its base (and of its grid)."""
+def read_spec(path: Path, changes: Iterable[str] = ()) -> Spec:
+    """The sweep in a YAML file; UserError that lists all that is wrong in it.
+
+    changes: KEY=VALUE strings that replace keys of its base and of its grid.
+    """
     if not path.is_file():
         raise UserError(f"No sweep at {path}. Shipped ones are in downstream_configs/sweeps/.")
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except Exception as error:  # YAML's errors, and bytes that are no text
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
+    if not isinstance(raw, dict):
+        found = type(raw).__name__
+        raise UserError(f"{path}: expected name, base and grid or search; found {found}.")
     problems: list[str] = []
-    spec = _spec(raw, path, problems)
-    config = spec.base.get("config")
-    if config and (path.parent / config).is_file():
-        spec.base["config"] = str((path.parent / config).resolve())
-    for change in changes or []:
-        _change(spec, change, problems)
-    keys = [*spec.base, *(key for grid in spec.grids for key in grid), *spec.space]
-    problems += filter(None, (_key_problem(key) for key in dict.fromkeys(keys)))
-    if problems:
+    given = {key: value for key, value in raw.items() if value is not None}
+    whole = {"name": path.stem, "base": {}, **given, "grid": _grids(given.get("grid"), problems)}
+    if isinstance(given.get("search"), dict):
+        whole["search"] = {**given["search"], "space": _space(given["search"], problems)}
+    elif not any(whole["grid"]):
+        problems.append("neither `grid:` nor `search:` says what to vary")
+    base = whole["base"] if isinstance(whole["base"], dict) else {}
+    if "config" in base and (path.parent / base["config"]).is_file():
+        base["config"] = str((path.parent / base["config"]).resolve())
+    for change in changes:
+        _change(base, whole["grid"], change, problems)
+    space = (whole.get("search") or {}).get("space") or {}
+    keys = dict.fromkeys(itertools.chain(base, *whole["grid"], space))
+    problems += filter(None, map(_key_problem, keys))
+    spec = read_options(Spec, whole, "sweep", problems)
+    if problems or spec is None:
         raise problems_error(f"{path}: {len(problems)} problem(s) in the sweep:", problems)
     return spec
 
 
-def _spec(raw: Any, path: Path, problems: list[str]) -> Spec:
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: expected name, base and grid or search; found {type(raw).__name__}."
-        )
-    problems += [
-        f"unknown section '{key}'.{did_you_mean(key, SECTIONS)}"
-        for key in raw
-        if key not in SECTIONS
-    ]
-    grids = raw.get("grid") or {}
-    grids = grids if isinstance(grids, list) else [grids]
-    spec = Spec(str(raw.get("name") or path.stem), dict(raw.get("base") or {}), [])
-    for grid in grids:
+def _grids(raw: Any, problems: list[str]) -> list[dict[str, list[Any]]]:
+    found = []
+    for grid in raw if isinstance(raw, list) else [raw or {}]:
         if not isinstance(grid, dict):
             problems.append(f"grid: expected keys with lists of values, found {grid!r}")
             continue
-        spec.grids.append(
-            {key: values if isinstance(values, list) else [values] for key, values in grid.items()}
-        )
-        problems += [
-            f"grid: {key} has no values" for key, values in spec.grids[-1].items() if not values
-        ]
-    if not any(spec.grids) and not raw.get("search"):
-        problems.append("neither `grid:` nor `search:` says what to vary")
-    if raw.get("search"):
-        _read_search(spec, raw["search"], problems)
-    return spec
+        found.append({key: one if isinstance(one, list) else [one] for key, one in grid.items()})
+        problems += [f"grid: {key} has no values" for key, values in grid.items() if values == []]
+    return found
 
 
-def _read_search(spec: Spec, raw: dict[str, Any], problems: list[str]) -> None:
-    problems += [
-        f"search: unknown key '{key}'.{did_you_mean(key, SEARCH_KEYS)}"
-        for key in raw
-        if key not in SEARCH_KEYS
-    ]
-    spec.trials, spec.pruner, spec.seed = (
-        raw.get("trials", 0),
-        str(raw.get("pruner", "median")),
-        raw.get("seed"),
-    )
-    if not isinstance(spec.trials, int) or spec.trials < 1:
-        problems.append(f"search.trials: expected a number of trials, found {raw.get('trials')!r}")
-    if spec.pruner not in PRUNERS:
-        problems.append(
-            f"search.pruner: expected one of {', '.join(PRUNERS)}; found '{spec.pruner}'"
-        )
-    if not raw.get("space"):
-        problems.append("search: needs `space:`, the keys to search and what to draw them from")
-    for key, values in (raw.get("space") or {}).items():
-        distribution = _distribution(values)
-        if distribution is None:
+def _space(search: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    """Key -> Optuna's distribution, of a search as written."""
+    raw, found = search.get("space"), {}
+    for key, values in raw.items() if isinstance(raw, dict) else ():
+        try:
+            found[key] = _distribution(**values)
+        except (TypeError, ValueError) as error:
             problems.append(
-                f"search.space.{key}: expected {{float: [LOW, HIGH]}}, {{int: [LOW, HIGH]}} or {{choice: [...]}}"
+                f"search.space.{key}: expected {{float: [LOW, HIGH]}}, {{int: [LOW, HIGH]}} (with "
+                f"log or step) or {{choice: [...]}}, found {values!r} ({error})"
             )
-        else:
-            spec.space[key] = distribution
+    return found or raw
 
 
-def _distribution(raw: Any) -> Distribution | None:
-    kind = next(
-        (
-            kind
-            for kind in ("float", "int", "choice")
-            if isinstance(raw, dict) and isinstance(raw.get(kind), list)
-        ),
-        None,
-    )
-    if kind is None or set(raw) - {kind, "log", "step"}:
-        return None
-    values, log, step = tuple(raw[kind]), bool(raw.get("log")), raw.get("step")
-    if kind != "choice":
-        numbers = len(values) == 2 and all(isinstance(value, (int, float)) for value in values)
-        if not numbers or values[0] > values[1] or (log and (values[0] <= 0 or step)):
-            return None
-    return Distribution(kind, values, log, step) if values else None
+def _distribution(
+    *,
+    float: Sequence[float] = (),
+    int: Sequence[int] = (),
+    choice: Sequence[Any] = (),
+    **more: Any,
+) -> Any:
+    try:
+        from optuna import distributions
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"A search needs {error.name}: pip install 's3prl_varan[sweep]'."
+        ) from error
+    if choice:
+        return distributions.CategoricalDistribution([json.dumps(one) for one in choice], **more)
+    if int:
+        return distributions.IntDistribution(*int, **more)
+    return distributions.FloatDistribution(*float, **more)
 
 
-def _change(spec: Spec, change: str, problems: list[str]) -> None:
+def _change(
+    base: dict[str, Any], grids: list[dict[str, list[Any]]], change: str, problems: list[str]
+) -> None:
     """Set one key for the whole sweep, wherever it was set before."""
     key, separator, value = change.partition("=")
     key = key.strip()
@@ -180,49 +162,57 @@ def _change(spec: Spec, change: str, problems: list[str]) -> None:
         problems.append(f"--set: expected KEY=VALUE, found '{change}'")
         return
     parsed = parse_yaml(value)
-    held = [grid for grid in spec.grids if key in grid]
+    held = [grid for grid in grids if key in grid]
     for grid in held:
         grid[key] = parsed if isinstance(parsed, list) else [parsed]
     if not held:
         if isinstance(parsed, list) and not key.startswith("config."):
             problems.append(f"--set: {key} is not in the grid, so it takes one value, not {parsed}")
-        spec.base[key] = parsed
+        base[key] = parsed
 
 
 def _key_problem(key: str) -> str:
     """Why a key cannot be set, or ''."""
     if str(key).startswith("config."):
         whole = key in ("config.scheduler", "config.specaug")  # null switches the section off
-        return "" if whole or str(key).count(".") >= 2 else f"{key}: expected config.SECTION.KEY"
+        return "" if whole or key.count(".") >= 2 else f"{key}: expected config.SECTION.KEY"
     flags = [action.dest for action in build_parser()._actions]
     if key in OWN_FLAGS:
         return f"{key}: a sweep sets this itself"
     if key not in flags:
-        return f"unknown key '{key}': expected a flag of run_downstream or config.SECTION.KEY.{did_you_mean(key, flags)}"
+        hint = did_you_mean(key, flags)
+        return (
+            f"unknown key '{key}': expected a flag of run_downstream or config.SECTION.KEY.{hint}"
+        )
     return ""
 
 
 def expand(spec: Spec, drawn: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Every combination of the grids on top of base (and of a search's drawn values), less what a cell does not read.
+    """Every combination of the grids on top of base, less what a cell does not read.
 
-    The same cell may come twice; `plan.resolve_all` keeps one of each.
+    drawn: a search's values, on top of both. The same cell may come twice.
     """
-    cells = []
-    for grid in spec.grids or [{}]:
-        for values in itertools.product(*grid.values()):
-            cells.append(
-                _read_keys({**spec.base, **dict(zip(grid, values, strict=True)), **(drawn or {})})
-            )
-    return cells
+    cells = [
+        {**spec.base, **dict(zip(grid, values, strict=True)), **(drawn or {})}
+        for grid in spec.grid or [{}]
+        for values in itertools.product(*grid.values())
+    ]
+    used = {cell.get("featurizer") or "varan" for cell in cells}
+    sections = {name: _section(name) for name in {*featurizer_names(), *used}}
+    return [_read_keys(cell, sections) for cell in cells]
 
 
-def _read_keys(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those of sections that this cell leaves unread."""
-    featurizer = settings.get("featurizer") or "varan"
-    trained = settings.get("lora") or settings.get("upstream_trainable")
-    unread = {f"config.{name}." for name in FEATURIZERS if name != featurizer}
-    if not settings.get("lora"):
-        unread.add("config.lora.")
-    if not trained:
-        unread.add("config.upstream.")
-    return {key: value for key, value in settings.items() if not key.startswith(tuple(unread))}
+def _section(featurizer: str) -> str:
+    """The name of a featurizer's section in the config."""
+    return find_featurizer(featurizer).name if is_reference(featurizer) else featurizer
+
+
+def _read_keys(keys: dict[str, Any], sections: dict[str, str]) -> dict[str, Any]:
+    """The keys without those of sections that this cell leaves unread; sections: by featurizer."""
+    own = sections[keys.get("featurizer") or "varan"]
+    unread = [f"config.{name}." for name in sections.values() if name != own]
+    if not keys.get("lora"):
+        unread.append("config.lora.")
+        if not keys.get("upstream_trainable"):
+            unread.append("config.upstream.")
+    return {key: value for key, value in keys.items() if not key.startswith(tuple(unread))}

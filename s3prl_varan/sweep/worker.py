@@ -1,276 +1,172 @@
-"""A worker: a thread that claims work from the study and a child process that runs its cells, one after the other."""
+"""The process that runs cells, one after the other: torch is imported once, not once per cell."""
 
-import json
+import importlib
+import multiprocessing
 import os
-import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from optuna.trial import Trial, TrialState
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.files import write_atomic
-from s3prl_varan.report.cells import STATUS, read_metrics
-from s3prl_varan.sweep.plan import PlannedCell, planned_steps
-from s3prl_varan.sweep.study import SharedStudy
+from s3prl_varan.files import RESULT, STATUS
+from s3prl_varan.sweep.folder import RETRIES, State, held, read_state, write_state
+from s3prl_varan.sweep.plan import Cell
+from s3prl_varan.sweep.work import Look, Work
 
-TICK = 0.2  # seconds between looks at a running cell
-PATIENCE = 20.0  # seconds an interrupted cell has to stop before its process is killed
-ENTRY = "s3prl_varan.sweep.child:run_cell"
-CELLS_PER_CHILD = 100  # then a fresh process, should memory leak
-
-
-@dataclass
-class Outcome:
-    """How one cell ended."""
-
-    end: str  # done | crashed | user_error | interrupted | pruned | lost
-    message: str = ""
-    dev: float | None = None  # best dev figure of a finished cell
-    seconds: float = 0.0  # of this run; 0 where the result was there already
+ENTRY = "s3prl_varan.sweep.worker:run_experiment"
+CELLS = 100  # then it is time for a fresh process, should memory leak
+OVER, RESTART = 0, 3  # exit statuses: nothing is left to run; a fresh process is wanted
+IDLE = 1.0  # seconds between looks for cells that others may drop
+GLANCE = 0.2  # seconds between looks at a cell that may be pruned
 
 
-class Child:
-    """The process. Started on first use, replaced after a crash."""
+def run_experiment(argv: list[str]) -> None:
+    """Run one experiment in this process."""
+    from accelerate.state import AcceleratorState
 
-    def __init__(self, entry: str, environment: dict[str, str]):
-        self.entry, self.environment = entry, environment
-        self.process: subprocess.Popen | None = None
-        self.answers: queue.Queue[dict | None] = queue.Queue()
-        self.cells = 0
+    from s3prl_varan.app.cli import parse_args
+    from s3prl_varan.app.run import run
 
-    def send(self, argv: list[str], folder: Path) -> None:
-        """Have it run a cell."""
-        if self.process is None or self.process.poll() is not None or self.cells >= CELLS_PER_CHILD:
-            self.stop()
-            self._start()
-        assert self.process is not None and self.process.stdin is not None
-        self.cells += 1
-        self.process.stdin.write(json.dumps({"argv": argv, "folder": str(folder)}) + "\n")
-        self.process.stdin.flush()
-
-    def _start(self) -> None:
-        self.cells, self.answers = 0, queue.Queue()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "s3prl_varan.sweep.child", self.entry],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=self.environment,
-            text=True,
-            start_new_session=True,  # Ctrl-C is ours to pass on
-        )
-        threading.Thread(
-            target=self._listen, args=(self.process, self.answers), daemon=True
-        ).start()
-
-    @staticmethod
-    def _listen(process: subprocess.Popen, answers: "queue.Queue[dict | None]") -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            answers.put(json.loads(line))
-        answers.put(None)
-
-    def interrupt(self) -> None:
-        """Ask the cell to stop; its process goes on."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-
-    def stop(self) -> None:
-        """End the process."""
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            try:
-                stream.close()
-            except OSError:
-                pass
-        self.process = None
+    AcceleratorState._reset_state(reset_partial_state=True)  # it holds the last cell's precision
+    run(parse_args(argv))
 
 
-class Worker(threading.Thread):
-    """Claims and runs until the study is over or `stopping` is set.
+def main(work: Work, entry: str, wait: bool, environment: dict[str, str]) -> None:
+    """Run cells with `entry`, a MODULE:FUNCTION, in this process of its own, then exit.
 
-    cells_of: a trial's cells, in order. prune: let the study's pruner stop a search's poor draws.
+    Until none is left or, without `wait`, until others are at all that are left. SIGINT and SIGTERM
+    interrupt the cell and end the process, which also ends when the one that started it does.
+    """
+    os.setsid()  # Ctrl-C in a terminal reaches who started us, who passes it on
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    module, _, name = entry.partition(":")
+    worker = Worker(work, getattr(importlib.import_module(module), name))
+    ran = 0
+    while ran < CELLS and not worker.stopping:
+        found = worker.run_next()
+        ran += found == "ran"
+        if found == "nothing" or (found == "busy" and not wait):
+            sys.exit(OVER)
+        if found == "busy":
+            time.sleep(IDLE)
+    sys.exit(RESTART)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(RESTART)  # nobody is told: the cell may be given to others
+
+
+class Worker:
+    """Runs cells by `function`, and lets signals interrupt them, nothing else.
+
+    SIGINT and SIGTERM set `stopping`; SIGUSR1 is the worker's own, for a cell to be pruned.
     """
 
-    def __init__(
-        self,
-        shared: SharedStudy,
-        cells_of: Callable[[Trial], list[PlannedCell]],
-        folder: Path,
-        child: Child,
-        stopping: threading.Event,
-        finished: Callable[[PlannedCell, Outcome], None],
-        *,
-        prune: bool = False,
-        wait: bool = True,
-    ):
-        super().__init__(daemon=True)
-        self.shared, self.cells_of, self.folder, self.child = shared, cells_of, folder, child
-        self.stopping, self.finished, self.prune, self.wait = stopping, finished, prune, wait
-        self.reported: dict[int, set[int]] = {}  # trial -> steps its pruner knows of
-        self.error: BaseException | None = None
+    def __init__(self, work: Work, function: Callable[[list[str]], None]) -> None:
+        self.work, self.function = work, function
+        self.stopping = self.in_cell = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._received)
 
-    def run(self) -> None:
-        """The thread."""
+    def run_next(self) -> str:
+        """Run the first cell that nobody is at: ran | busy, where there is none | nothing left."""
+        found = "nothing"
+        for cell, poor in self.work.open_cells():
+            if self.run_cell(cell, poor):
+                return "ran"
+            found = "busy"
+        return found
+
+    def run_cell(self, cell: Cell, poor: Look | None) -> bool:
+        """Run a cell and write in its folder how it ended; False where somebody is at it.
+
+        poor: a look at the running cell that says whether to prune it.
+        """
+        folder = self.work.folder / cell.id
+        with held(folder) as mine:
+            state = read_state(folder)
+            if not mine or not state.open:
+                return mine
+            crashes = state.crashes + (state.status == "started")  # nobody is at it: a killed one
+            if crashes > RETRIES:
+                state = State("failed", crashes, "the process that ran it was killed or died")
+            else:
+                write_state(folder, State("started", crashes), cell.stored)
+                with _output_to(folder / "log.txt"), self._pruning(poor):
+                    state = self._outcome(cell, folder, crashes)
+            if read_state(folder).status == "done":
+                for path in (folder / STATUS, *folder.glob("states-*.ckpt")):  # not dev-best.ckpt
+                    path.unlink(missing_ok=True)
+            else:
+                write_state(folder, state, cell.stored)
+        return True
+
+    def _outcome(self, cell: Cell, folder: Path, crashes: int) -> State:
+        """Run a cell; where it stands then."""
+        argv = [*cell.argv, "--expdir", str(folder), "--auto_resume"]
+        if cell.keys.get("cache") == "auto":  # one for all cells
+            argv += ["--cache", str(self.work.folder / "features")]
         try:
-            while not self.stopping.is_set():
-                trial = self.shared.claim()
-                if trial is not None:
-                    self._work(trial)
-                elif not self.wait or self.shared.over():
-                    break
-                else:
-                    self.stopping.wait(1.0)
-        except BaseException as error:  # noqa: BLE001 (shown by the main thread)
-            self.error = error
+            self.in_cell = True
+            if self.stopping:
+                raise KeyboardInterrupt("waiting")
+            self.function(argv)
+            if not (folder / RESULT).is_file():
+                raise RuntimeError(f"ended without a {RESULT}")
+            return State("done")
+        except KeyboardInterrupt as reason:
+            return State(str(reason), crashes)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return State("failed", crashes, str(error))
+        except BaseException as error:  # noqa: BLE001 (whatever it was, it is tried once more)
+            traceback.print_exc()
+            status = "failed" if crashes >= RETRIES else "waiting"
+            return State(status, crashes + 1, f"{type(error).__name__}: {error}")
         finally:
-            self.child.stop()
+            self.in_cell = False
 
-    def _work(self, trial: Trial) -> None:
-        figures: list[float] = []
-        try:
-            cells = self.cells_of(trial)
-        except UserError as error:  # values that do not go together
-            self.shared.finish(trial, TrialState.FAIL, "user_error", message=str(error))
-            return
-        for cell in cells:
-            outcome = self.run_cell(cell, trial, figures)
-            self.finished(cell, outcome)
-            if outcome.end != "done":
-                self._conclude(trial, cell, outcome)
-                return
-            figures.append(outcome.dev if outcome.dev is not None else float("nan"))
-        self.shared.finish(trial, TrialState.COMPLETE, "done", sum(figures) / len(figures))
+    def _received(self, number: int, _frame: object) -> None:
+        self.stopping |= number != signal.SIGUSR1
+        if self.in_cell:
+            self.in_cell = False
+            raise KeyboardInterrupt("waiting" if self.stopping else "pruned")
 
-    def _conclude(self, trial: Trial, cell: PlannedCell, outcome: Outcome) -> None:
-        """A piece of work that did not come to its end: tell the study, leave a note in the cell's folder where it stays so."""
-        if outcome.end in ("interrupted", "lost"):
-            self.shared.finish(trial, TrialState.FAIL, "released")
-            return
-        if outcome.end == "pruned":
-            self._note(cell, "pruned", "stopped by the search's pruner")
-            self.shared.finish(trial, TrialState.PRUNED, "pruned")
-            return
-        if outcome.end == "user_error" or self.shared.gives_up(trial):
-            self._note(cell, "failed", outcome.message)
-        self.shared.finish(trial, TrialState.FAIL, outcome.end, message=outcome.message)
+    @contextmanager
+    def _pruning(self, poor: Look | None) -> Iterator[None]:
+        over, main_thread = threading.Event(), threading.get_ident()
 
-    def _note(self, cell: PlannedCell, status: str, note: str) -> None:
-        content = {"status": status, "note": note, "args": cell.args, "config": cell.config}
-        write_atomic(self.folder / cell.id / STATUS, json.dumps(content, default=str) + "\n")
+        def watch() -> None:
+            while poor is not None and not over.wait(GLANCE):
+                if poor():
+                    return signal.pthread_kill(main_thread, signal.SIGUSR1)
 
-    def run_cell(self, cell: PlannedCell, trial: Trial, before: list[float]) -> Outcome:
-        """Run a cell in the child, unless its result is there already; `before`: dev figures of the trial's earlier cells."""
-        folder = self.folder / cell.id
-        if (folder / "result.json").is_file():
-            return Outcome("done", dev=_dev_figure(folder))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / STATUS).unlink(missing_ok=True)
-        started = time.monotonic()
-        shared_features = (
-            ["--cache", str(self.folder / "features")]
-            if cell.settings.get("cache") == "auto"
-            else []
-        )
-        self.child.send(
-            [*cell.argv, *shared_features, "--expdir", str(folder), "--auto_resume"], folder
-        )
-        asked: tuple[str, float] | None = None  # why the cell was asked to stop, and when
-        while True:
-            try:
-                answer = self.child.answers.get(timeout=TICK)
-                break
-            except queue.Empty:
-                asked = asked or self._reason_to_stop(cell, trial, folder, before)
-                if asked is not None and time.monotonic() - asked[1] > PATIENCE:
-                    self.child.stop()
-        outcome = self._outcome(answer, asked)
-        if outcome.end == "done":
-            if not (folder / "result.json").is_file():
-                return Outcome("crashed", "ended without a result.json")
-            for states in folder.glob("states-*.ckpt"):  # to resume from; dev-best.ckpt stays
-                states.unlink()
-            outcome.dev, outcome.seconds = _dev_figure(folder), time.monotonic() - started
-        return outcome
-
-    def _reason_to_stop(
-        self, cell: PlannedCell, trial: Trial, folder: Path, before: list[float]
-    ) -> tuple[str, float] | None:
-        reason = None
-        if self.stopping.is_set():
-            reason = "interrupted"
-        elif trial.number in self.shared.lost:
-            reason = "lost"
-        elif self.prune and self._poor(cell, trial, folder, before):
-            reason = "pruned"
-        if reason is None:
-            return None
-        self.child.interrupt()
-        return reason, time.monotonic()
-
-    def _poor(self, cell: PlannedCell, trial: Trial, folder: Path, before: list[float]) -> bool:
-        """Report the dev figures so far to the study and ask its pruner. A trial's cells count on one axis of steps."""
-        total = planned_steps(cell.config)
-        if trial.number not in self.reported:
-            self.reported = {trial.number: set()}
-        known = self.reported[trial.number]
-        for row in read_metrics(folder):
-            step = len(before) * total + int(row.get("step", 0))
-            if (
-                str(row.get("split", "")).startswith("dev")
-                and cell.metric in row
-                and step not in known
-            ):
-                known.add(step)
-                trial.report((sum(before) + row[cell.metric]) / (len(before) + 1), step)
-        return bool(known) and trial.should_prune()
-
-    @staticmethod
-    def _outcome(answer: dict[str, Any] | None, asked: tuple[str, float] | None) -> Outcome:
-        if answer is not None and answer["end"] == "done":
-            return Outcome("done")
-        if asked is not None:
-            return Outcome(asked[0])
-        if answer is None:
-            return Outcome("crashed", "the process that ran it was killed or died")
-        if answer["end"] == "interrupted":
-            return Outcome("crashed", "interrupted from outside")
-        return Outcome(answer["end"], answer["message"])
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        yield
+        over.set()
+        watcher.join()
 
 
-def _dev_figure(folder: Path) -> float | None:
-    """The best dev figure of a finished cell."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return (result.get("dev") or {}).get(result.get("metric"))
-
-
-def child_environment(number: int, workers: int, gpus: list[str]) -> dict[str, str]:
-    """The child's environment: its share of the cores, its GPU, and this package importable."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    environment = dict(os.environ)
-    threads = environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    environment.setdefault(
-        "MKL_NUM_THREADS", threads
-    )  # MKL would take all cores, and wait for the others' work
-    environment.setdefault("TQDM_MININTERVAL", "30")  # seconds: a log is no terminal
-    package_parent = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (package_parent, environment.get("PYTHONPATH")))
-    )
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    return environment
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """All output of this process, C code's too, goes to a file meanwhile."""
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    with open(path, "a") as file:
+        for number, _ in kept:
+            os.dup2(file.fileno(), number)
+    yield
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, before in kept:
+        os.dup2(before, number)
+        os.close(before)

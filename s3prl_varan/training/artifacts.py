@@ -12,14 +12,13 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_varan.config.settings import RunSettings
-from s3prl_varan.files import read_jsonl, write_atomic
+from s3prl_varan.files import CONFIG, METRICS, RESULT, read_jsonl, write_atomic
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.tasks.shapes.metrics import confusion
 from s3prl_varan.training.checkpoint import BEST, model_state, save_checkpoint, states_of
 from s3prl_varan.training.evaluation import Evaluation
 from s3prl_varan.training.layer_weights import write_layer_weights
 
-METRICS = "metrics.jsonl"
 MAX_CONFUSION_CLASSES = 50
 
 
@@ -57,7 +56,7 @@ class Artifacts:
     def write_config(self) -> None:
         """config.yaml: the settings, while the run goes on."""
         content = yaml.safe_dump(self.settings.stored(), sort_keys=False)
-        write_atomic(self.folder / "config.yaml", content)
+        write_atomic(self.folder / CONFIG, content)
 
     def rewind(self, step: int) -> None:
         """Drop the rows of metrics.jsonl that a run going on from `step` will write once more."""
@@ -143,7 +142,7 @@ class Artifacts:
             "seconds": round(seconds, 2),
         }
         text = json.dumps(finite_json(result), indent=2, allow_nan=False)
-        write_atomic(self.folder / "result.json", text + "\n")
+        write_atomic(self.folder / RESULT, text + "\n")
 
     def close(self) -> None:
         """Flush TensorBoard."""

@@ -1,0 +1,113 @@
+"""Sweeps of real experiments, through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3prl_varan.report.cli import main as report
+from s3prl_varan.sweep.cli import main as sweep
+from s3prl_varan.sweep.plan import plan_sweep
+from s3prl_varan.sweep.spec import read_spec
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tone_sweep(tone_corpus: Path, tmp_path: Path) -> Path:
+    tiny = f"{TESTS / 'tiny_expert.py'}:tiny"
+    path = tmp_path / "tones.yaml"
+    path.write_text(f"""
+name: tones
+base:
+  upstream: {tiny}
+  downstream: emotion
+  device: cpu
+  cache: auto
+  config.downstream_expert.datarc.root: {tone_corpus}
+  config.downstream_expert.datarc.meta_data: {tone_corpus / "meta_data"}
+  config.downstream_expert.datarc.train_batch_size: 16
+  config.runner.gradient_accumulate_steps: 1
+  config.runner.total_steps: 20
+  config.runner.eval_step: 10
+  config.runner.eval_dataloaders: [dev]
+  config.optimizer.lr: 0.02
+grid:
+  downstream_variant: [fold1, fold2]
+  featurizer: [weighted_sum, varan]
+  config.varan.prior: [uniform, chi2]
+""")
+    return path
+
+
+@pytest.mark.slow
+def test_sweep_of_real_cells_and_its_report(
+    tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert sweep([str(tone_sweep), "--out", str(out), "--dry-run"]) == 0
+    assert "6 cells, 0 done" in capsys.readouterr().out and not out.exists()
+    assert sweep([str(tone_sweep), "--out", str(out)]) == 0
+    results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/result.json")}
+    assert len(results) == 6
+    assert len(list((out / "features").iterdir())) > 0  # one cache for all cells
+    assert not list(out.glob("*/states-*.ckpt")) and len(list(out.glob("*/dev-best.ckpt"))) == 6
+    cells = plan_sweep(read_spec(tone_sweep), "tones")
+    assert {cell.id for cell in cells} == set(results)
+    # A process that has run other cells before gives the figures of a fresh one.
+    last = cells[-1]
+    fresh = tmp_path / "fresh"
+    command = [
+        sys.executable,
+        str(TESTS.parent / "run" / "run_downstream.py"),
+        *last.argv,
+        "--expdir",
+        str(fresh),
+    ]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())},
+    )
+    alone = json.loads((fresh / "result.json").read_text())
+    assert alone["test"]["test"]["acc"] == results[last.id]["test"]["test"]["acc"]
+    assert alone["test"]["test"]["loss"] == pytest.approx(
+        results[last.id]["test"]["test"]["loss"], rel=1e-4
+    )
+    capsys.readouterr()
+    assert sweep([str(tone_sweep), "--out", str(out), "--dry-run"]) == 0
+    assert "6 cells, 6 done" in capsys.readouterr().out
+    assert report([str(out), "--out", str(tmp_path / "report")]) == 0
+    table = (tmp_path / "report/leaderboard.md").read_text()
+    assert (
+        "| weighted_sum |" in table
+        and "of 2 settings of varan" in table
+        and "incomplete" not in table
+    )
+    assert "tiny_expert.py:tiny / emotion" in table and str(TESTS) not in table
+
+
+def test_corpora_are_checked_before_the_first_cell(
+    tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        sweep([str(tone_sweep), "--out", str(out), "--set", "downstream_variant=[fold1, fold9]"])
+        == 2
+    )
+    assert "Session9" in capsys.readouterr().err and not out.exists()
+
+
+def test_worker_command_is_complete(
+    tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        sweep([str(tone_sweep), "--print-worker", "--set", "seed=2", "--out", str(tmp_path / "o")])
+        == 0
+    )
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"--out {tmp_path / 'o'} --workers 1 --set seed=2" in first and str(tone_sweep) in first
