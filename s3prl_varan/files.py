@@ -1,9 +1,11 @@
 """Files of experiments: written whole or not at all, read as they are meant. Imports no torch."""
 
 import copy
+import fcntl
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ RESULT = "result.json"  # of a finished experiment
 CONFIG = "config.yaml"  # of one that was started
 METRICS = "metrics.jsonl"  # a row per evaluation and per stretch of training
 STATUS = "status.json"  # what a sweep knows of an experiment that has no result
+LOCK = ".lock"  # held by the process that runs an experiment
 PLAN = ".plan.json"  # end of the name of a sweep's list of experiments, started or not
 
 
@@ -52,6 +55,46 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that readers find the old content or the new, never half of it."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+_held_here: set[Path] = set()  # lock files that this process holds
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder's lock; yields False where another process does and `wait` is not set.
+
+    The system lets go of it when the process ends, however it ends. A process that has it may
+    enter again. Raises OSError on a file system that has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / LOCK).resolve()
+    if path in _held_here:
+        yield True
+        return
+    with open(path, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        _held_here.add(path)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        try:
+            yield True
+        finally:  # not closed alone: processes that load data may have inherited the open file
+            _held_here.discard(path)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder's lock, as they wrote it there: "process 123 on HOST"."""
+    try:
+        return (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
+    except OSError:
+        return "another process"
 
 
 def read_json(path: Path) -> Any:

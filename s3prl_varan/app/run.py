@@ -5,9 +5,12 @@ decoded.
 """
 
 import logging
+import os
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from s3prl_varan.compat import patch_torchaudio
 from s3prl_varan.config.resolve import resolve
 from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import METRICS, RESULT, held, holder
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.training.artifacts import Artifacts
 from s3prl_varan.training.checkpoint import (
@@ -52,6 +56,14 @@ def run(args: Namespace) -> None:
     check_call(args)
     settings, folder, start = prepare(args)
     settings.check_corpus()
+    with only_one(folder) if args.mode == "train" else nullcontext():
+        if args.mode == "train" and start is None:
+            claim(folder, overwrite=args.overwrite)
+        carry_out(args, settings, folder, start)
+
+
+def carry_out(args: Namespace, settings: RunSettings, folder: Path, start: Start | None) -> None:
+    """Build the model, put weights into it, and do what -m says."""
     seed_everything(settings.flags.seed)
     model = build_model(settings)
     weights = start
@@ -70,6 +82,26 @@ def run(args: Namespace) -> None:
         trainer.run(start and start[0], settings.tested)
     else:
         trainer.test(settings.tested, start[0]["Step"] if start else 0)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Own the experiment folder, or UserError that says who does."""
+    if is_helper():
+        yield
+        return
+    with held(folder) as mine:
+        if not mine:
+            raise UserError(
+                f"{folder} is in use by {holder(folder)}, which is training there. Wait for it, "
+                "stop it, or choose another folder with -n or -p."
+            )
+        yield
+
+
+def is_helper() -> bool:
+    """Is this one of several processes of a run, and not the one that writes its files?"""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def check_call(args: Namespace) -> None:
@@ -106,7 +138,7 @@ def prepare(args: Namespace) -> tuple[RunSettings, Path, Start | None]:
             print("-a: no checkpoint to go on from, starting anew", file=sys.stderr)
         settings = settings or resolve(args)
         folder = named_folder(args) or RESULTS / settings.folder_name
-        claim(folder, overwrite=args.overwrite)
+        refuse_used(folder, overwrite=args.overwrite)
         return settings, folder, None
     source = find_checkpoint(place, resume=args.mode == "train")
     payload = load_checkpoint(source)
@@ -123,19 +155,25 @@ def named_folder(args: Namespace) -> Path | None:
     return RESULTS / args.expname if args.expname else None
 
 
-def claim(folder: Path, *, overwrite: bool) -> None:
-    """Take a folder for a new run; never start on top of another by accident."""
-    used = [*states_of(folder), *folder.glob("result.json")]
-    if used and not overwrite:
+def refuse_used(folder: Path, *, overwrite: bool) -> None:
+    """Never start a new run on top of another by accident."""
+    if not overwrite and (states_of(folder) or (folder / RESULT).is_file()):
         raise UserError(
             f"{folder} holds an experiment: resume it with -a, choose another with -n or -p, or "
             "add --overwrite."
         )
-    for pattern in (BEST, "metrics.jsonl", "events.out.*"):  # of a run without a checkpoint too
+
+
+def claim(folder: Path, *, overwrite: bool) -> None:
+    """Clear a folder for a new run, of one without a checkpoint too."""
+    if is_helper():
+        return
+    refuse_used(folder, overwrite=overwrite)
+    used = states_of(folder)
+    for pattern in (RESULT, BEST, METRICS, "events.out.*"):
         used += folder.glob(pattern)
     for path in used:
         path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def device_of(args: Namespace) -> torch.device:

@@ -13,7 +13,7 @@ with `crashes` so far, a `note`, and the cell's settings for reports. So any num
 any number of machines share a sweep by sharing its folder.
 """
 
-import fcntl
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,33 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.files import RESULT, STATUS, read_json, write_atomic
+from s3prl_varan.files import RESULT, STATUS, held, read_json, write_atomic
 
 RETRIES = 1  # of a cell that crashed or whose process was killed
 
 
 @contextmanager
-def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold the folder's lock; yields False where another process does and `wait` is not set.
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a cell's folder; yields False where another process does.
 
     Raises UserError on a file system that has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be locked ({error}), so workers would run the same cells. "
-                "Choose a folder on a file system with locks (flock) for --out."
-            ) from error
-        try:
-            yield True
-        finally:  # not closed alone: processes that load data may have inherited the open file
-            fcntl.flock(lock, fcntl.LOCK_UN)
+    try:
+        with held(folder) as mine:
+            yield mine
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+        raise UserError(
+            f"{folder} cannot be locked ({error}), so workers would run the same cells. "
+            "Choose a folder on a file system with locks (flock) for --out."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def write_state(folder: Path, state: State, stored: dict[str, Any]) -> None:
 
 def forgive(folder: Path) -> bool:
     """Give a failed cell a clean record, so that it is run again; False for any other."""
-    with held(folder) as mine:
+    with locked(folder) as mine:
         failed = mine and read_state(folder).status == "failed"
         if failed:
             (folder / STATUS).unlink()

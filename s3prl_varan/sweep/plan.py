@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def command_line(keys: dict[str, Any]) -> list[str]:
 def plan_cell(keys: dict[str, Any]) -> Cell:
     """The cell of these keys; UserError for what run_downstream would refuse of them."""
     from s3prl_varan.app.cli import parse_args
-    from s3prl_varan.config.settings import resolve
+    from s3prl_varan.config.resolve import resolve
 
     argv = command_line(keys)
     try:
@@ -116,7 +116,7 @@ def write_plan(cells: list[Cell], folder: Path, name: str) -> None:
     write_atomic(folder / f"{name}{PLAN}", json.dumps({"cells": entries}, default=str) + "\n")
 
 
-def varied_keys(cells: list[Cell]) -> list[str]:
+def varied_keys(cells: Sequence[Cell]) -> list[str]:
     """The keys that are not the same in all cells."""
     keys = dict.fromkeys(key for cell in cells for key in cell.keys)
     return [key for key in keys if len({repr(cell.keys.get(key, "-")) for cell in cells}) > 1]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import RESULT, STATUS
-from s3prl_varan.sweep.folder import RETRIES, State, held, read_state, write_state
+from s3prl_varan.sweep.folder import RETRIES, State, locked, read_state, write_state
 from s3prl_varan.sweep.plan import Cell
 from s3prl_varan.sweep.work import Look, Work
 
@@ -92,7 +92,7 @@ class Worker:
         poor: a look at the running cell that says whether to prune it.
         """
         folder = self.work.folder / cell.id
-        with held(folder) as mine:
+        with locked(folder) as mine:
             state = read_state(folder)
             if not mine or not state.open:
                 return mine

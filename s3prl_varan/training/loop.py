@@ -131,6 +131,7 @@ class Trainer:
         )
         losses: list[dict[str, Tensor]] = []
         records: list[Record] = []
+        stopped = 0
         # Unconditionally, and after every evaluation: a mode is set, never assumed.
         self.model.train()
         with StopRequests() as requests, bar:
@@ -148,8 +149,11 @@ class Trainer:
                 stopped = self._agreed(requests.received)
                 if self.step % options.save_step == 0 or last or self.dev_is_flat or stopped:
                     self._save_states()
-                if stopped and not last:
-                    raise Stopped(stopped, self.folder, self.step)
+                if stopped:
+                    break
+        if stopped and self.step < options.total_steps:
+            requests.hand_on()
+            raise Stopped(stopped, self.folder, self.step)
 
     def _agreed(self, signal_number: int) -> int:
         """The signal that any process got: they must stop at the same step. 0: none."""

@@ -38,6 +38,12 @@ class StopRequests:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
+    def hand_on(self) -> None:
+        """After it: let whoever had a handler of his own before (a sweep's worker) hear of it."""
+        before = self._before.get(signal.Signals(self.received)) if self.received else None
+        if callable(before) and before is not signal.default_int_handler:
+            before(self.received, None)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
