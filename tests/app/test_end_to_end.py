@@ -1,4 +1,4 @@
-"""The command as a user runs it, on a corpus of tones and a tiny upstream: train, evaluate, resume, infer."""
+"""The command as a user runs it, on tones and a tiny upstream: train, evaluate, resume, infer."""
 
 import csv
 import json
@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from s3prl_varan.app.cli import main
+from tests.conftest import TINY
+
+FOUR_STEPS = {"config.runner.total_steps": 4}
 
 
 def run(args, capsys, expect=0):
@@ -44,6 +47,9 @@ def test_train_writes_everything_and_evaluate_repeats_the_figure(
     assert (folder / "dev-best.ckpt").is_file() and (folder / "states-40.ckpt").is_file()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {row["split"] for row in rows} == {"train", "dev", "test"}
+    # Training batches are scored too, since this task's predictions cost nothing.
+    trained = [row for row in rows if row["split"] == "train"]
+    assert trained[-1]["acc"] > trained[0]["acc"] and trained[-1]["loss"] < trained[0]["loss"]
     assert max(row["acc"] for row in rows if row["split"] == "dev") == pytest.approx(
         result["dev"]["acc"]
     )
@@ -61,7 +67,9 @@ def test_train_writes_everything_and_evaluate_repeats_the_figure(
         assert all(abs(sum(float(row[name]) for name in names) - 1) < 1e-4 for row in table)
         assert (folder / "layer_weights.png").read_bytes()[:4] == b"\x89PNG"
 
-    out, _ = run(["-m", "evaluate", "-t", "test", "-e", folder, "-u", TINY, "--device", "cpu"], capsys)
+    out, _ = run(
+        ["-m", "evaluate", "-t", "test", "-e", folder, "-u", TINY, "--device", "cpu"], capsys
+    )
     assert f"{figures['acc']:.2f}" in out
     again = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert again["acc"] == figures["acc"] and again["loss"] == pytest.approx(
@@ -72,7 +80,7 @@ def test_train_writes_everything_and_evaluate_repeats_the_figure(
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(emotion_args, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(emotion_args("varan", "-p", whole), capsys)
-    # A run cut off after its first checkpoint: the same settings, stopped by removing what came later.
+    # A run cut off after its first checkpoint: what came later is removed.
     run(emotion_args("varan", "-p", parts, **{"config.runner.max_keep": 5}), capsys)
     (parts / "states-40.ckpt").unlink()
     (parts / "result.json").unlink()
@@ -99,13 +107,17 @@ def test_inference_prints_prediction_probabilities_and_posterior(
     run(emotion_args("varan", "-p", folder, **place), capsys)
     shutil.rmtree(corpus)  # a checkpoint predicts without the corpus it was trained on
     clip = tone_corpus / "Actor_01" / "03-01-05-01-01-01-01.wav"
-    out, _ = run(["-m", "inference", "-t", clip, "-e", folder, "-u", TINY, "--device", "cpu"], capsys)
+    out, _ = run(
+        ["-m", "inference", "-t", clip, "-e", folder, "-u", TINY, "--device", "cpu"], capsys
+    )
     row = json.loads((folder / "inference.jsonl").read_text().splitlines()[-1])
     assert row["prediction"] in out and "angry" in row["probabilities"]
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert list(row["layer_weights"]) == ["1", "2", "3", "4"]
     assert sum(row["layer_weights"].values()) == pytest.approx(1, abs=1e-5)
-    _, err = run(["-m", "inference", "-t", tmp_path / "none.wav", "-e", folder, "-u", TINY], capsys, expect=2)
+    _, err = run(
+        ["-m", "inference", "-t", tmp_path / "none.wav", "-e", folder, "-u", TINY], capsys, expect=2
+    )
     assert "none.wav" in err
 
 
@@ -160,25 +172,42 @@ def test_default_folder_names_what_distinguishes_the_run(
 
 
 @pytest.mark.parametrize(
-    "options",
-    ["share_heads=True", "recipe=released", "prediction=mixture", "layers=[0,4]", "head=linear"],
+    ("key", "value"),
+    [
+        ("heads.shared", True),
+        ("heads.kind", "linear"),
+        ("varan.recipe", "released"),
+        ("varan.prediction", "mixture"),
+        ("varan.layers", [0, 4]),
+    ],
 )
-def test_options_of_varan(options, emotion_args, tmp_path, capsys):
-    overrides = {"config.runner.total_steps": 4}
-    key, value = options.split("=")
-    overrides[f"config.varan.{key}"] = value
+def test_options_of_varan_and_its_heads(key, value, emotion_args, tmp_path, capsys):
+    overrides = {**FOUR_STEPS, f"config.{key}": value}
     run(emotion_args("varan", "-p", tmp_path / "exp", **overrides), capsys)
-    assert read_result(tmp_path / "exp")["config"]["varan"][key] is not None
+    result = read_result(tmp_path / "exp")
+    section, name = key.split(".")
+    assert result["config"][section][name] == value
+    assert result["settings"][f"config.{key}"] == value
+    assert result["layers"] == (value if name == "layers" else [1, 2, 3, 4])
+    copies = 1 if name == "shared" else len(result["layers"])
+    each = 24 * 256 + 256 + 256 * 7 + 7
+    assert result["parameters"]["downstream"]["trainable"] == copies * each
 
 
 def test_an_attentive_head_loops_over_layers(emotion_args, tmp_path, capsys):
     overrides = {
-        "config.runner.total_steps": 4,
-        "config.varan.head_dropout": 0,
+        **FOUR_STEPS,
+        "config.heads.dropout": 0,
         "config.downstream_expert.modelrc.select": "DeepModel",
     }
     run(emotion_args("varan", "-p", tmp_path / "exp", **overrides), capsys)
-    assert read_result(tmp_path / "exp")["parameters"]["downstream"]["trainable"] > 0
+    result = read_result(tmp_path / "exp")
+    assert result["parameters"]["downstream"]["trainable"] > 0
+    assert "config.downstream_expert.modelrc.DeepModel.hidden_dim" in result["settings"]
+    overrides["config.heads.dropout"] = 0.1
+    args = emotion_args("varan", "-p", tmp_path / "dropping", **overrides)
+    _, err = run(args, capsys, expect=2)
+    assert "heads.dropout applies to linear heads" in err
 
 
 def test_normalised_features_and_bf16(emotion_args, tmp_path, capsys):
@@ -202,7 +231,17 @@ def test_early_stop(emotion_args, tmp_path, capsys):
 
 
 def test_divergence_stops_with_a_remedy(emotion_args, tmp_path, capsys):
-    overrides = {"config.optimizer.lr": 1e30, "config.optimizer.torch_optim_name": "SGD"}
+    overrides = {"config.optimizer": "{torch_optim_name: SGD, lr: 1e30}"}
     args = emotion_args("last_layer", "-p", tmp_path / "exp", **overrides)
     _, err = run(args, capsys, expect=2)
     assert "diverged at step" in err and "Lower optimizer.lr" in err
+
+
+def test_a_run_starts_from_the_weights_of_another(emotion_args, tmp_path, capsys):
+    trained = tmp_path / "trained"
+    run(emotion_args("varan", "-p", trained), capsys)
+    still = {"config.optimizer.lr": 0, "config.runner.total_steps": 1}
+    run(emotion_args("varan", "-i", trained, "-p", tmp_path / "still", **still), capsys)
+    figures = read_result(tmp_path / "still")["test"]["test"]
+    assert figures == pytest.approx(read_result(trained)["test"]["test"], rel=1e-6)
+    assert read_result(tmp_path / "still")["steps"] == 1
