@@ -191,6 +191,8 @@ class RunSettings:
 
     def check_corpus(self) -> None:
         """UserError with everything that keeps the splits from being used."""
+        if not self.splits_read:  # inference: a checkpoint needs no corpus
+            return
         problems = self.task.problems(self.splits_read)
         rest = len(problems) - MAX_SHOWN
         if rest > 0:
