@@ -1,4 +1,7 @@
-"""Parity with numbers from the authors' released code (WavLM geometry, L = 4, D = 32), carried here in compact form."""
+"""Parity with numbers from the authors' released code (WavLM geometry, L = 4, D = 32).
+
+Carried here in compact form.
+"""
 
 import json
 from pathlib import Path
@@ -9,8 +12,8 @@ from safetensors.torch import load_file
 
 from s3prl_varan import LayerPosterior, aggregate_log_probs, elbo, layer_prior, masked_mean
 from s3prl_varan.features.stack import stack_layers
-from s3prl_varan.featurizers.registry import Varan
-from s3prl_varan.layerwise.downstream import layerwise_ctc
+from s3prl_varan.featurizers.varan import Varan
+from s3prl_varan.layerwise.ctc import layerwise_ctc
 from s3prl_varan.layerwise.heads import LinearHeads
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -106,8 +109,8 @@ def test_ctc(golden):
     posterior.load_state_dict(part(weights, "posterior."))
     stack = stack_layers(list(data["hidden_states"]), lengths)
     pooled = masked_mean(stack.hidden, lengths)
-    # For one of the three utterances the released CTC code summed 36 of its 37 frames and divided by 37: its figure is
-    # reproduced here from that sum, ours is the mean over all 37.
+    # For one of the three utterances the released CTC code summed 36 of its 37 frames and divided
+    # by 37: its figure is reproduced here from that sum, ours is the mean over all 37.
     assert lengths[1] == 37
     pooled[1] = stack.hidden[1, :, :36].sum(dim=1) / 37
     logits = posterior(pooled)

@@ -1,14 +1,15 @@
-"""`prediction: sequence`: the transcript with the largest posterior-weighted CTC likelihood, against a plain loop."""
+"""`prediction: sequence`: the transcript of the largest weighted CTC likelihood; a plain loop."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from s3prl_varan.config.options import VaranOptions
-from s3prl_varan.errors import UserError
-from s3prl_varan.layerwise.ctc import greedy_labels, select_sequence
-from s3prl_varan.layerwise.downstream import adapt_expert
+from s3prl_varan.layerwise.ctc import (
+    ctc_frames_needed,
+    greedy_labels,
+    layerwise_ctc,
+    select_sequence,
+)
 from s3prl_varan.layerwise.objective import aggregate_log_probs
 
 BLANK, A, B = 0, 1, 2
@@ -87,12 +88,27 @@ def test_greedy_labels_merges_repeats_and_ignores_padding() -> None:
     assert labels[0].tolist() == [A, A, B] and labels[1, 0] == B
 
 
-def test_refused_where_there_is_no_sequence() -> None:
-    expert = nn.Module()
-    expert.projector, expert.model, expert.objective = (
-        nn.Linear(8, 4),
-        nn.Linear(4, 3),
-        nn.CrossEntropyLoss(),
-    )
-    with pytest.raises(UserError, match="sequence is for CTC"):
-        adapt_expert("emotion", expert, 8, 2, VaranOptions(prediction="sequence"))
+@pytest.mark.parametrize("blank", [0, 2])
+def test_the_loss_of_all_layers_at_once_equals_a_loop(blank) -> None:
+    torch.manual_seed(0)
+    batch, layers, frames, symbols = 3, 4, 9, 5
+    log_probs = torch.randn(batch, layers, frames, symbols).log_softmax(dim=-1)
+    labels = torch.tensor([[1, 3, 3], [4, 1, 0], [3, 0, 0]])
+    lengths, sizes = torch.tensor([9, 6, 2]), torch.tensor([3, 2, 1])
+    found = layerwise_ctc(log_probs, labels, lengths, sizes, blank=blank, zero_infinity=True)
+    for index in range(batch):
+        for layer in range(layers):
+            expected = F.ctc_loss(
+                log_probs[index, layer, : lengths[index], None],
+                labels[index : index + 1, : sizes[index]],
+                lengths[index : index + 1],
+                sizes[index : index + 1],
+                blank=blank,
+                reduction="sum",
+            )
+            torch.testing.assert_close(found[index, layer], expected)
+
+
+def test_frames_that_a_target_needs() -> None:
+    labels = torch.tensor([[4, 4, 5, 2], [4, 5, 2, 2], [4, 4, 4, 4]])
+    assert ctc_frames_needed(labels, torch.tensor([4, 3, 4])).tolist() == [5, 3, 7]

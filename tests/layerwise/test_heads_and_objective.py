@@ -11,9 +11,9 @@ from s3prl_varan import (
     layer_prior,
     masked_mean,
 )
-from s3prl_varan.config.options import PRIORS
-from s3prl_varan.featurizers.posterior import num_attention_heads
-from s3prl_varan.layerwise.heads import ExpertHeads, LinearHeads
+from s3prl_varan.featurizers.varan.posterior import num_attention_heads
+from s3prl_varan.featurizers.varan.priors import PRIORS
+from s3prl_varan.layerwise.heads import CopiedHeads, LinearHeads
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -110,13 +110,8 @@ def test_posterior_is_linear_then_attention_then_linear(dim):
             parameter.copy_(torch.randn_like(parameter) / 4)
     pooled, parameters = torch.randn(5, 6, dim, requires_grad=True), list(posterior.parameters())
 
-    def plain(inputs):
-        query, key, value = posterior.qkv(inputs).chunk(3, dim=-1)
-        attended, _ = posterior.attention(query, key, value)
-        return posterior.logit(attended).squeeze(-1)
-
     results = []
-    for function in (posterior, plain):
+    for function in (posterior, posterior.plain):
         logits = function(pooled)
         results.append((logits, *torch.autograd.grad(logits.square().sum(), [pooled, *parameters])))
     for ours, expected in zip(*results, strict=True):
@@ -196,21 +191,94 @@ def test_batched_heads_equal_a_loop_over_layers(shared, per_frame):
         torch.testing.assert_close(logits[:, layer], plain, atol=1e-6, rtol=1e-5)
 
 
-def test_expert_heads_are_drawn_anew_for_every_layer():
+def utterance_level():
+    """s3prl's head for one layer, as tasks build it."""
     from s3prl.downstream.model import UtteranceLevel
 
-    heads = ExpertHeads(torch.nn.Linear(8, 6), UtteranceLevel(6, 4), 2)
-    assert not torch.equal(heads.projectors[0].weight, heads.projectors[1].weight)
-    logits, _ = heads(torch.randn(3, 2, 5, 8), torch.tensor([5, 4, 1]))
+    return torch.nn.Linear(8, 6), UtteranceLevel(6, 4)
+
+
+def test_copied_heads_are_drawn_anew_for_every_layer():
+    heads = CopiedHeads(utterance_level, 2)
+    for copies in (heads.projectors, heads.models):
+        first, second = (list(each.parameters()) for each in copies)
+        assert first and not any(map(torch.equal, first, second))
+    hidden, lengths = torch.randn(3, 2, 5, 8), torch.tensor([5, 4, 1])
+    logits, _ = heads(hidden, lengths)
     assert logits.shape == (3, 2, 4)
+    for layer in range(2):
+        own = torch.nn.utils.rnn.pad_sequence(
+            [row[layer, :length] for row, length in zip(hidden, lengths, strict=True)],
+            batch_first=True,
+        )
+        plain, _ = heads.models[layer](heads.projectors[layer](own), lengths)
+        torch.testing.assert_close(logits[:, layer], plain, atol=1e-6, rtol=1e-5)
 
 
-def test_shared_expert_heads_fold_layers_into_the_batch():
-    from s3prl.downstream.model import UtteranceLevel
-
-    heads = ExpertHeads(torch.nn.Linear(8, 6), UtteranceLevel(6, 4), 2, shared=True).eval()
+def test_shared_copied_heads_fold_layers_into_the_batch():
+    heads = CopiedHeads(utterance_level, 2, shared=True).eval()
+    assert len(heads.models) == len(heads.projectors) == 1
     hidden, lengths = torch.randn(3, 2, 5, 8), torch.tensor([5, 4, 1])
     logits, _ = heads(hidden, lengths)
     for layer in range(2):
         plain, _ = heads.models[0](heads.projectors[0](hidden[:, layer]), lengths)
         torch.testing.assert_close(logits[:, layer], plain, atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_past_the_end_of_a_clip_never_reaches_a_head():
+    heads = CopiedHeads(utterance_level, 2).eval()
+    hidden, lengths = torch.randn(3, 2, 5, 8), torch.tensor([5, 4, 1])
+    expected, _ = heads(hidden.clone(), lengths)
+    hidden[1, :, 4:] = 1e6
+    hidden[2, :, 1:] = float("nan")
+    found, _ = heads(hidden, lengths)
+    torch.testing.assert_close(found, expected)
+
+
+# ---- several hypotheses about one example
+
+
+def test_one_hypothesis_is_none():
+    nll, logits, prior = torch.rand(5, 3), torch.randn(5, 3), layer_prior("chi2", 3)
+    for how in ("per_example", "batch_mean"):
+        plain = elbo(nll, logits, prior, 0.3, nll=how)
+        single = elbo(nll[..., None], logits, prior, 0.3, nll=how)
+        for term in ("loss", "nll", "kl"):
+            assert torch.equal(getattr(single, term), getattr(plain, term))
+
+
+def test_all_layers_share_the_hypothesis_with_the_smallest_weighted_sum():
+    # Layer 0 likes hypothesis 0, layer 1 likes hypothesis 1; the posterior decides, not the layers.
+    nll = torch.tensor([[[1.0, 3.0], [4.0, 2.0]]])
+    prior = layer_prior("uniform", 2)
+    for share, expected in ((0.9, 0.9 * 1 + 0.1 * 4), (0.1, 0.1 * 3 + 0.9 * 2)):
+        logits = torch.tensor([[share, 1 - share]]).log()
+        torch.testing.assert_close(elbo(nll, logits, prior, 0).nll, torch.tensor(expected))
+        each_its_own = share * 1 + (1 - share) * 2
+        assert elbo(nll, logits, prior, 0).nll > each_its_own + 0.1
+
+
+def test_the_minimum_over_hypotheses_equals_a_loop():
+    nll, logits, prior = torch.rand(6, 4, 5), torch.randn(6, 4), layer_prior("geometric", 4)
+    q = logits.softmax(dim=-1)
+    sums = [[float((q[b] * nll[b, :, k]).sum()) for k in range(5)] for b in range(6)]
+    best = [row.index(min(row)) for row in sums]
+    expected = sum(map(min, sums)) / 6
+    result = elbo(nll, logits, prior, 0.5)
+    assert result.nll.item() == pytest.approx(expected, rel=1e-5)
+    chosen = torch.stack([nll[b, :, k] for b, k in enumerate(best)])
+    torch.testing.assert_close(result.loss, elbo(chosen, logits, prior, 0.5).loss)
+    assert len(set(best)) > 1
+
+
+def test_gradients_flow_to_the_chosen_hypothesis_only():
+    nll = torch.rand(6, 4, 5, requires_grad=True)
+    logits = torch.randn(6, 4, requires_grad=True)
+    q = logits.detach().softmax(dim=-1)
+    elbo(nll, logits, layer_prior("uniform", 4), 0.1).loss.backward()
+    best = (q[..., None] * nll.detach()).sum(dim=1).argmin(dim=-1)
+    for b in range(6):
+        for k in range(5):
+            expected = q[b] / 6 if k == best[b] else torch.zeros(4)
+            torch.testing.assert_close(nll.grad[b, :, k], expected)
+    assert (logits.grad != 0).any()
