@@ -1,8 +1,9 @@
 """Reading and checking audio files. Everything downstream of here is 16 kHz mono float32."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,11 +13,13 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.files import atomic_path
 
 if TYPE_CHECKING:
+    import soundfile
     import torch
 
 SAMPLE_RATE = 16000
 # The receptive field of the wav2vec 2.0 family's convolutions: a shorter clip gives no frame.
 MIN_SAMPLES = 400
+# What libsndfile reads and s3prl's datasets do.
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 
 
@@ -61,13 +64,41 @@ def read_audio(path: str | Path, *, start: float = 0.0, end: float | None = None
     in that stretch, or holds values that are not finite.
     """
     import torch
-    import torchaudio
 
     data, rate = _decode(path, start, end)
-    wave = torch.from_numpy(data).mean(dim=1)
-    if rate != SAMPLE_RATE:
-        wave = torchaudio.functional.resample(wave, rate, SAMPLE_RATE)
-    return wave
+    return to_16k(torch.from_numpy(data).mean(dim=1), rate)
+
+
+def to_16k(wave: "torch.Tensor", rate: int) -> "torch.Tensor":
+    """[num_samples] at `rate` Hz, resampled to 16 kHz where it is another rate."""
+    import torchaudio
+
+    return wave if rate == SAMPLE_RATE else torchaudio.functional.resample(wave, rate, SAMPLE_RATE)
+
+
+@contextmanager
+def open_audio(path: str | Path) -> "Iterator[soundfile.SoundFile]":
+    """An open audio file. UserError naming it when it is missing, or cannot be read on the way."""
+    import soundfile
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            yield file
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw, without a header
+        reason = str(error).rsplit(": ", 1)[-1].rstrip(".") or type(error).__name__
+        raise UserError(f"{path}: not readable as audio ({reason})") from error
+
+
+def require_samples(path: str | Path, data) -> None:  # noqa: ANN001 - a numpy array
+    """Raise UserError when there are none, or some that are not finite."""
+    import numpy
+
+    if len(data) == 0:
+        raise UserError(f"{path}: empty, no samples")
+    if not numpy.isfinite(data).all():
+        raise UserError(f"{path}: holds values that are not finite (NaN or infinity)")
 
 
 @cache
@@ -84,39 +115,34 @@ def audio_info(path: str | Path) -> AudioInfo:
 
     Raises UserError when there is no readable header.
     """
-    import soundfile
-
-    _require_file(path)
-    try:
-        found = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: not readable as audio ({_reason(error)})") from error
-    return AudioInfo(int(found.frames), int(found.samplerate), int(found.channels))
+    with open_audio(path) as file:
+        return AudioInfo(int(file.frames), int(file.samplerate), int(file.channels))
 
 
-def check_audio_files(
-    paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True
-) -> list[str]:
-    """A line per file that is missing, unreadable or shorter than `min_samples` at 16 kHz.
+def audio_files(folder: Path, *, below: bool = False) -> list[Path]:
+    """Sorted audio files in a folder, by suffix; below: also in the folders in it.
 
-    Each starts with the path. decode=False trusts the headers: much faster, but a file cut off in
-    the middle passes.
+    Hidden ones are passed over: macOS leaves ._NAME.wav beside NAME.wav.
     """
-    return [
-        file.problem
-        for file in examine_audio_files(paths, min_samples, decode=decode)
-        if file.problem
-    ]
+    found = folder.rglob("*") if below else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.name[0] != "." and path.is_file()
+    )
 
 
 def examine_audio_files(
     paths: Iterable[str | Path], min_samples: int = MIN_SAMPLES, *, decode: bool = True
 ) -> list[CheckedFile]:
-    """As `check_audio_files`, with what was learnt about every file, in the order given."""
-    todo: Sequence[Path] = [Path(path) for path in paths]
+    """Each file's length and form, and its problem where it has one, in the order given.
+
+    A problem: missing, unreadable, broken off, or shorter than `min_samples` at 16 kHz.
+    decode=False trusts the headers: much faster, but a file cut off in the middle passes.
+    """
     # Threads are enough: libsndfile releases the interpreter lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda path: _examine(path, min_samples, decode), todo))
+        return list(pool.map(lambda path: _examine(Path(path), min_samples, decode), paths))
 
 
 def convert_to_16k_mono(source: str | Path, target: str | Path) -> AudioInfo:
@@ -176,25 +202,14 @@ def _missing_bytes(path: Path) -> int:
 
 def _decode(path: str | Path, start: float = 0.0, end: float | None = None):  # noqa: ANN202
     """(float32 numpy array [num_samples, channels], rate in Hz) of the stretch, in seconds."""
-    import numpy
-    import soundfile
-
-    _require_file(path)
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate, whole = int(file.samplerate), start == 0.0 and end is None
-            if whole:
-                data = file.read(dtype="float32", always_2d=True)
-            else:
-                first, stop = _stretch(path, start, end, file.frames, rate)
-                file.seek(first)
-                data = file.read(stop - first, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise UserError(f"{path}: not readable as audio ({_reason(error)})") from error
-    if len(data) == 0:
-        raise UserError(f"{path}: empty, no samples")
-    if not numpy.isfinite(data).all():
-        raise UserError(f"{path}: holds values that are not finite (NaN or infinity)")
+    with open_audio(path) as file:
+        rate, frames = int(file.samplerate), -1
+        if start != 0.0 or end is not None:
+            first, stop = _stretch(path, start, end, file.frames, rate)
+            file.seek(first)
+            frames = stop - first
+        data = file.read(frames, dtype="float32", always_2d=True)
+    require_samples(path, data)
     return data, rate
 
 
@@ -211,12 +226,3 @@ def _stretch(
             "Give a start that is not negative, before the end and inside the file."
         )
     return first, stop
-
-
-def _require_file(path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rsplit(": ", 1)[-1].rstrip(".") or type(error).__name__

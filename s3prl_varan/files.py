@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """`with atomic_path(target) as temporary:` write `temporary`; it then takes target's place.
 
     It lies in the same folder and has the same suffix, since some writers choose their format by
-    it. On an error it is removed and an earlier target stays as it was.
+    it; it may become a file or a folder (whose target must be none yet, or an empty one). On an
+    error it is removed and an earlier target stays as it was.
     """
     writer = f"{os.getpid()}.{threading.get_ident()}"
     temporary = target.with_name(f".{target.stem}.{writer}.tmp{target.suffix}")
@@ -36,6 +38,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
         _to_disk(target.parent)
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 

@@ -1,0 +1,153 @@
+"""Reading, checking and writing audio files."""
+
+import numpy
+import pytest
+import soundfile
+import torch
+from tones import tone
+
+from s3prl_varan import audio
+from s3prl_varan.errors import UserError
+
+
+def test_read_audio_mixes_down_and_resamples(tmp_path):
+    rate, time = 48000, numpy.arange(48000) / 48000
+    wave = numpy.sin(2 * numpy.pi * 440 * time)
+    soundfile.write(tmp_path / "a.wav", numpy.stack([wave, numpy.zeros_like(wave)], axis=1), rate)
+    read = audio.read_audio(tmp_path / "a.wav")
+    assert (read.dtype, read.shape) == (torch.float32, (16000,))
+    expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(16000) / 16000)
+    assert (read - expected)[200:-200].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_a_stretch_is_that_part_of_the_whole(tmp_path, suffix):
+    path = tone(tmp_path / f"a.{suffix}", 0.5)
+    whole = audio.read_audio(path)
+    for start, end in ((0.1, 0.3), (0.0, 0.2), (0.25, None), (0.4, 9.0)):
+        last = 8000 if end is None else min(8000, round(16000 * end))
+        expected = whole[round(16000 * start) : last]
+        found = audio.read_audio(path, start=start, end=end)
+        torch.testing.assert_close(found, expected, atol=1e-3 if suffix == "ogg" else 0.0, rtol=0.0)
+
+
+def test_a_stretch_at_another_rate_is_in_seconds_all_the_same(tmp_path):
+    path = tone(tmp_path / "a.wav", 1.0, 44100, 2)
+    part = audio.read_audio(path, start=0.25, end=0.75)
+    assert part.shape == (8000,)
+    assert (part - audio.read_audio(path)[4000:12000])[50:-50].abs().max() < 1e-3
+
+
+def test_a_stretch_reads_nothing_else(tmp_path, monkeypatch):
+    path, asked = tone(tmp_path / "a.wav", 2.0), []
+    original = soundfile.SoundFile.read
+
+    def counting(self, frames=-1, **kwargs):
+        asked.append(frames)
+        return original(self, frames, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    audio.read_audio(path, start=1.0, end=1.5)
+    assert asked == [8000]
+
+
+@pytest.mark.parametrize("start, end", [(1.0, None), (2.0, 3.0), (0.3, 0.3), (0.4, 0.2), (-0.1, 1)])
+def test_a_stretch_without_samples_is_a_mistake(tmp_path, start, end):
+    path = tone(tmp_path / "a.wav", 0.5)
+    with pytest.raises(UserError, match="a.wav: no samples from .* the file has 0.500 s"):
+        audio.read_audio(path, start=start, end=end)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+def test_header_samples_is_the_length_read(tmp_path, rate):
+    path = tone(tmp_path / "a.wav", 0.1234, rate, 2)
+    assert audio.header_samples(path) == len(audio.read_audio(path))
+
+
+def test_header_samples_looks_once_and_names_what_is_missing(tmp_path):
+    path = tone(tmp_path / "a.wav")
+    assert audio.header_samples(path) == 800
+    path.unlink()
+    assert audio.header_samples(path) == 800
+    with pytest.raises(UserError, match="gone.wav: no such file"):
+        audio.header_samples(tmp_path / "gone.wav")
+
+
+def test_audio_info_reads_the_header(tmp_path):
+    info = audio.audio_info(tone(tmp_path / "a.flac", 0.5, 44100, 2))
+    assert (info.num_samples, info.rate, info.channels, info.is_16k_mono) == (
+        22050,
+        44100,
+        2,
+        False,
+    )
+    assert info.samples_16k == 8000
+
+
+def test_samples_16k_is_the_length_read(tmp_path):
+    path = tone(tmp_path / "a.wav", 0.1234, 44100)
+    assert audio.audio_info(path).samples_16k == len(audio.read_audio(path))
+
+
+def test_every_bad_file_is_reported_with_its_path(tmp_path):
+    good = tone(tmp_path / "good.wav")
+    bad = {
+        "corrupt.wav": "not readable",
+        "torn.flac": "not readable",
+        "torn.wav": "broken off, 16044 bytes",
+        "empty.wav": "empty",
+        "gone.wav": "no such",
+    }
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF....WAVE and then nothing of use")
+    whole = tone(tmp_path / "whole.flac", 2.0).read_bytes()
+    (tmp_path / "torn.flac").write_bytes(whole[: len(whole) // 2])
+    whole = tone(tmp_path / "whole.wav", 1.0).read_bytes()
+    (tmp_path / "torn.wav").write_bytes(whole[:16000])
+    soundfile.write(tmp_path / "empty.wav", numpy.zeros(0), 16000)
+    tone(tmp_path / "short.wav", 0.01)
+    soundfile.write(tmp_path / "nan.wav", numpy.full(800, numpy.nan), 16000, subtype="FLOAT")
+    (tmp_path / "noise.raw").write_bytes(b"\0" * 3200)
+    bad["noise.raw"] = "not readable"
+    bad |= {"short.wav": "too short, 10.0 ms", "nan.wav": "not finite"}
+    checked = audio.examine_audio_files([good, *(tmp_path / name for name in bad)])
+    problems = [file.problem for file in checked if file.problem]
+    assert checked[0].problem is None and checked[0].info == audio.audio_info(good)
+    assert len(problems) == len(bad)
+    for problem, (name, reason) in zip(problems, bad.items(), strict=True):
+        assert problem.startswith(str(tmp_path / name))
+        assert reason in problem
+    for name in ("corrupt.wav", "gone.wav", "empty.wav"):
+        with pytest.raises(UserError, match=name):
+            audio.read_audio(tmp_path / name)
+
+
+def test_conversion_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    with pytest.raises(UserError):
+        audio.convert_to_16k_mono(tmp_path / "bad.wav", tmp_path / "out" / "a.wav")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_writing_that_fails_keeps_the_earlier_file(tmp_path, monkeypatch):
+    path = tone(tmp_path / "a.wav")
+    before = path.read_bytes()
+
+    def half(file, *rest, **options):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(soundfile, "write", half)
+    with pytest.raises(OSError, match="disk full"):
+        audio.write_audio(path, numpy.zeros(800))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_audio_files_are_found_but_for_hidden_ones(tmp_path):
+    (tmp_path / "inner").mkdir()
+    paths = [tone(tmp_path / name) for name in ("b.wav", "a.FLAC")]
+    paths.append(tone(tmp_path / "inner" / "c.ogg"))
+    (tmp_path / "._b.wav").write_bytes(b"left by macOS")
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "folder.wav").mkdir()
+    assert audio.audio_files(tmp_path) == sorted(paths[:2])
+    assert audio.audio_files(tmp_path, below=True) == sorted(paths)
