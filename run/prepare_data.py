@@ -1,11 +1,16 @@
 #!/usr/bin/env python
 """Turn a corpus into the metadata that training reads.
 
-    python prepare_data.py ravdess ROOT              RAVDESS speech: four speaker-independent folds and the released split
-    python prepare_data.py iemocap ROOT              IEMOCAP as in SUPERB: five folds, one session left out each
-    python prepare_data.py synthetic ROOT            make a small synthetic corpus there, then prepare it like RAVDESS
-    python prepare_data.py librispeech ROOT          length tables for any folder in LibriSpeech's layout
-    python prepare_data.py manifest FILE.tsv         the same for recordings listed as `path TAB text`
+    python prepare_data.py ravdess ROOT              RAVDESS speech: four speaker-independent folds
+                                                     and the released split
+    python prepare_data.py iemocap ROOT              IEMOCAP as in SUPERB: five folds, one session
+                                                     left out each
+    python prepare_data.py synthetic ROOT            make a small synthetic corpus there, then
+                                                     prepare it like RAVDESS
+    python prepare_data.py librispeech ROOT          length tables for any folder in LibriSpeech's
+                                                     layout
+    python prepare_data.py manifest FILE.tsv         the same for recordings listed as
+                                                     `path TAB text`
 
 Each command has its own --help.
 """
@@ -19,11 +24,16 @@ from pathlib import Path
 if importlib.util.find_spec("s3prl_varan") is None:  # run from a clone that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from s3prl_varan.corpora.iemocap import prepare_iemocap
+from s3prl_varan.corpora.librispeech import prepare_librispeech
+from s3prl_varan.corpora.manifest import UNKNOWN, prepare_manifest
+from s3prl_varan.corpora.ravdess import prepare_ravdess
+from s3prl_varan.corpora.synthetic import prepare_synthetic
 from s3prl_varan.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The command line. A command's `prepare` takes the other arguments by their names."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--out",
@@ -35,113 +45,97 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out what has a problem, and say so, instead of stopping",
     )
-    speech = argparse.ArgumentParser(add_help=False)
-    speech.add_argument(
-        "--build_dict",
-        action="store_true",
-        help="write OUT/char.dict with the corpus's own letters",
-    )
-
     parser = argparse.ArgumentParser(
         prog="prepare_data.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="corpus", required=True, metavar="CORPUS")
-    for name, text in (
-        ("ravdess", "holds Actor_01 .. Actor_24"),
-        ("iemocap", "holds Session1 .. Session5"),
-    ):
-        commands.add_parser(name, parents=[shared], help=f"folder that {text}").add_argument(
-            "root", metavar="ROOT", help=text
-        )
-
-    synthetic = commands.add_parser(
-        "synthetic", parents=[shared], help="folder to make the corpus in"
+    ravdess = commands.add_parser(
+        "ravdess", parents=[shared], help="folder that holds Actor_01 .. Actor_24"
     )
-    synthetic.add_argument(
+    ravdess.add_argument("root", metavar="ROOT", help="holds Actor_01 .. Actor_24")
+    ravdess.set_defaults(prepare=prepare_ravdess)
+    iemocap = commands.add_parser(
+        "iemocap", parents=[shared], help="folder that holds Session1 .. Session5"
+    )
+    iemocap.add_argument("root", metavar="ROOT", help="holds Session1 .. Session5")
+    iemocap.set_defaults(prepare=prepare_iemocap)
+    _add_synthetic(commands.add_parser("synthetic", parents=[shared], help="folder to make it in"))
+    _add_librispeech(
+        commands.add_parser("librispeech", parents=[shared], help="folder that holds the splits")
+    )
+    _add_manifest(
+        commands.add_parser("manifest", parents=[shared], help="text file with lines path TAB text")
+    )
+    return parser
+
+
+def _add_synthetic(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=prepare_synthetic)
+    parser.add_argument(
         "root", metavar="ROOT", help="a new folder, or an earlier synthetic corpus to replace"
     )
-    synthetic.add_argument("--actors", type=int, default=24, help="8 to 24 voices (default 24)")
-    synthetic.add_argument(
+    parser.add_argument("--actors", type=int, default=24, help="8 to 24 voices (default 24)")
+    parser.add_argument(
         "--repetitions",
         type=int,
         default=1,
         help="clips per actor, emotion and sentence (default 1)",
     )
-    synthetic.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
 
-    librispeech = commands.add_parser(
-        "librispeech", parents=[shared, speech], help="folder that holds the splits"
-    )
-    librispeech.add_argument("root", metavar="ROOT", help="holds <split>/<speaker>/<chapter>/")
-    librispeech.add_argument(
+
+def _add_librispeech(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=prepare_librispeech)
+    parser.add_argument("root", metavar="ROOT", help="holds <split>/<speaker>/<chapter>/")
+    parser.add_argument(
         "--splits", nargs="+", metavar="NAME", help="only these (default: all that are found)"
     )
-    librispeech.add_argument(
+    parser.add_argument(
         "--headers_only",
-        action="store_true",
+        action="store_false",
+        dest="decode",
         help="do not decode every file: fast, misses torn ones",
     )
+    _add_build_dict(parser)
 
-    manifest = commands.add_parser(
-        "manifest", parents=[shared, speech], help="text file with lines path TAB text"
-    )
-    manifest.add_argument("manifest", metavar="FILE.tsv")
-    manifest.add_argument(
+
+def _add_manifest(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=prepare_manifest)
+    parser.add_argument("manifest", metavar="FILE.tsv")
+    parser.add_argument(
         "--audio_root",
         metavar="DIR",
         help="what the paths are relative to (default: the file's folder)",
     )
-    manifest.add_argument("--dev_ratio", type=float, default=0.1)
-    manifest.add_argument("--test_ratio", type=float, default=0.1)
-    manifest.add_argument("--seed", type=int, default=0, help="of the split")
-    manifest.add_argument(
+    parser.add_argument("--dev_ratio", type=float, default=0.1)
+    parser.add_argument("--test_ratio", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument(
         "--unknown",
-        choices=("refuse", "drop_symbol", "drop_utterance"),
-        default="refuse",
+        choices=UNKNOWN,
+        default=UNKNOWN[0],
         help="what to do about digits and symbols outside the alphabet",
     )
-    return parser
+    _add_build_dict(parser)
 
 
-def prepare(args: argparse.Namespace) -> object:
-    """Run the chosen preparation; the result prints as its summary."""
-    if args.corpus == "iemocap":
-        from s3prl_varan.corpora.iemocap import prepare_iemocap
-
-        return prepare_iemocap(args.root, args.out, skip_bad=args.skip_bad)
-    if args.corpus == "librispeech":
-        from s3prl_varan.corpora.librispeech import prepare_librispeech
-
-        decode = not args.headers_only
-        options = {"skip_bad": args.skip_bad, "build_dict": args.build_dict, "decode": decode}
-        return prepare_librispeech(args.root, args.out, args.splits, **options)
-    if args.corpus == "manifest":
-        from s3prl_varan.corpora.manifest import prepare_manifest
-
-        options = {
-            key: value
-            for key, value in vars(args).items()
-            if key not in ("corpus", "manifest", "out")
-        }
-        return prepare_manifest(args.manifest, args.out, **options)
-    if args.corpus == "synthetic":
-        from s3prl_varan.corpora.synthetic import synthesise_corpus
-
-        synthesise_corpus(
-            args.root, actors=args.actors, repetitions=args.repetitions, seed=args.seed
-        )
-    from s3prl_varan.corpora.ravdess import prepare_ravdess
-
-    return prepare_ravdess(args.root, args.out, skip_bad=args.skip_bad)
+def _add_build_dict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--build_dict",
+        action="store_true",
+        help="write OUT/char.dict with the corpus's own letters",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, prepare, print. Returns the exit status: 2 for a mistake in the input."""
-    args = build_parser().parse_args(argv)
+    options = vars(build_parser().parse_args(argv))
+    del options["corpus"]
+    prepare = options.pop("prepare")
     try:
-        print(prepare(args))
+        print(prepare(**options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

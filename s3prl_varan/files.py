@@ -8,8 +8,8 @@ import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that readers find the old content or the new, never half of it."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write several files, all or none: none takes its place before all of them are written."""
+    with ExitStack() as written:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written.enter_context(atomic_path(path)).write_text(text, encoding="utf-8")
 
 
 _held_here: set[Path] = set()  # lock files that this process holds

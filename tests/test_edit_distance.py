@@ -1,4 +1,4 @@
-"""The edit distance: by hand, by its definition, and as the library behind s3prl's figures has it."""
+"""The edit distance: by hand, by its definition, and as the library that s3prl uses has it."""
 
 import random
 

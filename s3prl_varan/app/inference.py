@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from s3prl_varan.errors import problems_error
 from s3prl_varan.model import SpeechModel
-from s3prl_varan.recordings import Piece, find_audio, read_pieces
+from s3prl_varan.recordings import Piece, find_audio, read_all
 from s3prl_varan.tasks.shapes.base import Task
 
 OUTPUT = "inference.jsonl"
@@ -27,17 +26,15 @@ def infer(asked: str, task: Task, model: SpeechModel, device: torch.device, fold
     """
     # A file's name may have commas in it.
     names = [asked] if Path(asked).exists() else asked.split(",")
-    paths, problems = find_audio(names)
-    if problems:
-        raise problems_error("-t: not everything can be predicted:", problems)
+    paths = find_audio(names)
     model.to(device).eval()
     done: list[dict[str, Any]] = []
     with open(folder / OUTPUT, "a", encoding="utf-8") as log:
-        for batch in _batches(read_pieces(paths, task.longest_piece), task.batch_size(False)):
+        for batch in _batches(read_all(paths, task.longest_piece), task.batch_size(False)):
             for piece, answer in zip(batch, predict(task, model, batch, device), strict=True):
                 done.append(answer)
                 if piece.last:
-                    row = {"file": str(paths[piece.file]), **joined(task, done)}
+                    row = {"file": str(piece.path), **joined(task, done)}
                     log.write(json.dumps(row, ensure_ascii=False) + "\n")
                     log.flush()
                     print(f"{row['file']}\t{task.text(row)}", flush=True)

@@ -1,6 +1,7 @@
-"""A bigram model of a corpus's training transcripts, for beam search on small corpora: run/bigram.py.
+"""A bigram model of a prepared corpus's transcripts, for beam search on small corpora.
 
-For a model of much text use KenLM's lmplz. Writes ARPA, which datarc.decoder_args.kenlm_model takes.
+The command is run/bigram.py. For a model of much text use KenLM's lmplz. Writes ARPA, which
+datarc.decoder_args.kenlm_model takes.
 """
 
 import argparse
@@ -10,18 +11,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3prl_varan.corpora.librispeech import read_prepared
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.tasks.asr.data import read_split
-from s3prl_varan.training.checkpoint import write_atomic
+from s3prl_varan.files import write_atomic
 
-BIGRAM_DISCOUNT, WORD_DISCOUNT = (
-    0.7,
-    0.5,
-)  # taken off each count; what it frees goes to single words, to <unk>
+# Taken off each count; what it frees goes to single words, and of those to <unk>.
+BIGRAM_DISCOUNT, WORD_DISCOUNT = 0.7, 0.5
 
 
 def bigram_arpa(texts: Sequence[str]) -> str:
-    """ARPA text of a bigram model with absolute discounting (Ney, Essen, Kneser 1994), backing off to single words."""
+    """ARPA text of a bigram model that backs off to single words.
+
+    With absolute discounting (Ney, Essen, Kneser 1994).
+    """
     words: Counter[str] = Counter()
     pairs: Counter[tuple[str, str]] = Counter()
     for text in texts:
@@ -31,10 +33,8 @@ def bigram_arpa(texts: Sequence[str]) -> str:
     total = sum(words.values())
     single = {word: (count - WORD_DISCOUNT) / total for word, count in words.items()}
     single["<unk>"] = 1.0 - sum(single.values())
-    followed, followers = (
-        Counter[str](),
-        Counter[str](),
-    )  # occurrences before another word, and before how many different ones
+    followed: Counter[str] = Counter()  # occurrences before another word
+    followers: Counter[str] = Counter()  # how many different words come after it
     for (first, _), count in pairs.items():
         followed[first] += count
         followers[first] += 1
@@ -65,19 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="train", help="table to read (default: train)")
     parser.add_argument("--out", default="bigram.arpa")
     args = parser.parse_args(argv)
+    folder, problems = Path(args.bucket_file), list[str]()
     try:
-        datarc = {
-            "libri_root": args.libri_root or args.bucket_file,
-            "bucket_file": args.bucket_file,
-            "train": [args.split],
-        }
-        problems: list[str] = []
-        texts = [utterance.text for utterance in read_split(datarc, "train", problems)]
-        if problems or not texts:
+        table = folder / f"{args.split}.csv"
+        utterances = read_prepared(Path(args.libri_root or folder), table, problems)
+        if problems or not utterances:
             raise problems_error("No transcripts to count:", problems[:20])
-        write_atomic(Path(args.out), bigram_arpa(texts))
+        write_atomic(Path(args.out), bigram_arpa([utterance.text for utterance in utterances]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: bigram model of {len(texts)} transcripts")
+    print(f"{args.out}: bigram model of {len(utterances)} transcripts")
     return 0

@@ -1,10 +1,11 @@
-"""Speaks a list of utterances with eSpeak NG. Run as a script of its own by data/synthetic.py, not imported.
+"""Speaks a list of utterances with eSpeak NG. A script that synthetic.py runs, not imported.
 
-eSpeak NG keeps state between utterances that it offers no way to reset; in a process of its own the same list always gives the
-same samples. Standard library only, so that the process starts at once.
+eSpeak NG keeps state between utterances that it offers no way to reset; in a process of its own the
+same list always gives the same samples. Standard library only, so that the process starts at once.
 
-Input, JSON on stdin: {"library", "data", "seed", "utterances": [{"text", "voice", "rate", "volume", "pitch", "range"}]}.
-Output on stdout: int32 sample rate, then per utterance int32 count and that many int16 samples, in the machine's byte order.
+Input, JSON on stdin: {"library", "data", "seed", "utterances": [{"text", "voice", "rate", "volume",
+"pitch", "range"}]}. Output on stdout: int32 sample rate, then per utterance int32 count and that
+many int16 samples, in the machine's byte order.
 """
 
 import ctypes
@@ -21,18 +22,15 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 def speak(job: dict) -> None:
-    """Synthesise every utterance of `job` and write the samples to stdout. Raises RuntimeError when the library refuses."""
+    """Synthesise every utterance of `job` and write the samples to stdout.
+
+    Raises RuntimeError when the library refuses.
+    """
     library = ctypes.CDLL(job["library"])
+    # text, size, position, position_type, end_position, flags, unique_identifier, user_data
+    uint, pointer = ctypes.c_uint, ctypes.c_void_p
     library.espeak_Synth.argtypes = [
-        *(
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-            ctypes.c_uint,
-            ctypes.c_int,
-            ctypes.c_uint,
-            ctypes.c_uint,
-        ),
-        *(ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_char_p, ctypes.c_size_t, uint, ctypes.c_int, uint, uint, pointer, pointer)
     ]
     chunks: list[bytes] = []
 

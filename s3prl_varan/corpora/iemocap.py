@@ -1,35 +1,34 @@
-"""IEMOCAP (Busso et al. 2008) as SUPERB uses it: neutral, happy + excited, angry, sad; one session left out per fold."""
+"""IEMOCAP (Busso et al. 2008) as SUPERB uses it, one session left out per fold.
+
+Its four classes are neutral, happy + excited, angry and sad.
+"""
 
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from s3prl_varan.corpora.metadata import (
-    Clip,
-    CorpusSummary,
-    check_clips,
-    convert_clips,
-    output_folder,
-    require_folder,
-    write_emotion_metadata,
-)
+from s3prl_varan.audio import audio_files
+from s3prl_varan.corpora.metadata import Clip, CorpusSummary, Folds, prepare_clips
+from s3prl_varan.corpora.preparation import require_folder
 from s3prl_varan.errors import UserError
 
 LABELS = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 EMOTIONS = {"neu": "neu", "hap": "hap", "exc": "hap", "ang": "ang", "sad": "sad"}
 NUM_CLIPS = 5531
 NUM_SESSIONS = 5
-_TURN = re.compile(
-    r"\[[^\]]*\]\s+(\S+)\s+(\S+)\s+\["
-)  # [6.29 - 8.23]  Ses01F_impro01_F000  neu  [2.5, 2.5, 2.5]
+# [6.29 - 8.23]  Ses01F_impro01_F000  neu  [2.5, 2.5, 2.5]
+_TURN = re.compile(r"\[[^\]]*\]\s+(\S+)\s+(\S+)\s+\[")
 
 
 def prepare_iemocap(
     root: str | Path, out: str | Path | None = None, *, skip_bad: bool = False
 ) -> CorpusSummary:
-    """Write the metadata of IEMOCAP for `-v fold1` .. `fold5`: fold k tests on Session k and trains on the others.
+    """Write the metadata of IEMOCAP for `-v fold1` .. `fold5`: fold k tests on Session k.
 
-    root: holds Session1 .. Session5 (IEMOCAP_full_release). No dev file is written: as in SUPERB, s3prl's expert takes a random
-    fifth of the training clips. out, skip_bad, errors: see `prepare_ravdess`.
+    root: holds Session1 .. Session5 (IEMOCAP_full_release). No dev file is written: as in SUPERB, a
+    random fifth of the training clips takes its place. out: default root/meta_data. skip_bad and
+    errors: see `prepare_clips`.
     """
     base = require_folder(root, "IEMOCAP")
     sessions = _sessions(base)
@@ -39,30 +38,29 @@ def prepare_iemocap(
         found, wrong = find_clips(session)
         clips += found
         problems += wrong
-    folder = output_folder(base, out)
-    remedy = "Mend these, or leave them out with --skip_bad."
-    good, skipped = check_clips(clips, problems, skip_bad=skip_bad, remedy=remedy)
-    summary = CorpusSummary("IEMOCAP", base, folder, clips=len(good), skipped=skipped)
-    if len(good) != NUM_CLIPS:
-        summary.notes.append(
-            f"IEMOCAP has {NUM_CLIPS} clips of these four classes, {len(good)} are used here"
-        )
+    folds, both = partial(session_folds, sessions), (clips, problems)
+    summary = prepare_clips("IEMOCAP", base, out, both, LABELS, folds, skip_bad=skip_bad)
+    if summary.clips != NUM_CLIPS:
+        note = f"IEMOCAP has {NUM_CLIPS} clips of these four classes, {summary.clips} are used here"
+        summary.notes.append(note)
     if len(sessions) != NUM_SESSIONS:
         summary.notes.append(f"IEMOCAP has {NUM_SESSIONS} sessions, {len(sessions)} are here")
-    good, summary.converted = convert_clips(good, base, folder)
-    folds = {
-        f"fold{session.name.removeprefix('Session')}": {
-            "train": [clip for clip in good if not _of(clip, session)],
-            "test": [clip for clip in good if _of(clip, session)],
-        }
-        for session in sessions
-    }
-    write_emotion_metadata(summary, LABELS, folds)
     return summary
 
 
+def session_folds(sessions: Sequence[Path], clips: Sequence[Clip]) -> Folds:
+    """A fold per session, which is its test set; the others are trained on."""
+    return {
+        f"fold{session.name.removeprefix('Session')}": {
+            "train": [clip for clip in clips if not _of(clip, session)],
+            "test": [clip for clip in clips if _of(clip, session)],
+        }
+        for session in sessions
+    }
+
+
 def find_clips(session: Path) -> tuple[list[Clip], list[str]]:
-    """Clips of one session in the four classes, in the order of the label files, and a line per thing that is missing.
+    """Clips of a session in the four classes, as the label files have them, and what is missing.
 
     The speaker is the part of the name before the first underscore (Ses01F), as in s3prl.
     """
@@ -70,9 +68,7 @@ def find_clips(session: Path) -> tuple[list[Clip], list[str]]:
     problems = [f"{folder}: no such folder" for folder in (labels, wavs) if not folder.is_dir()]
     if problems:
         return [], problems
-    audio = {
-        path.stem: path for path in sorted(wavs.rglob("*.wav")) if not path.name.startswith(".")
-    }
+    audio = {path.stem: path for path in audio_files(wavs, below=True)}
     clips = []
     files = [path for path in sorted(labels.glob("*.txt")) if not path.name.startswith(".")]
     if not files:

@@ -1,20 +1,16 @@
-"""Speech in LibriSpeech's layout: ROOT/<split>/<speaker>/<chapter>/{<name>.flac, <speaker>-<chapter>.trans.txt}.
+"""Speech in LibriSpeech's layout: ROOT/<split>/<speaker>/<chapter>/<name>.flac and .trans.txt.
 
-Writes the length tables that s3prl's speech recognition dataset wants, OUT/<split>.csv with the columns file_path (relative to
-ROOT, its `libri_root`), length and label (unused).
-
-length is in frames of 10 ms. s3prl halves a batch that holds an utterance longer than HALF_BATCHSIZE_TIME = 2000, which then
-means 20 s. Its own script wrote samples, so that every batch was halved: SUPERB's batch_size 32 was 16 in fact.
+`prepare_librispeech` checks such a corpus and writes its length tables; `read_prepared` reads a
+table with the texts that belong to it. The texts of a chapter are in one file,
+<speaker>-<chapter>.trans.txt, with a line `<name> <text>` each.
 """
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from s3prl_varan.audio import AUDIO_SUFFIXES, AudioInfo, examine_audio_files
+from s3prl_varan.audio import AUDIO_SUFFIXES, CheckedFile, audio_files, examine_audio_files
 from s3prl_varan.corpora.dictionary import (
     build_dictionary,
     describe_unknown,
@@ -22,63 +18,12 @@ from s3prl_varan.corpora.dictionary import (
     load_alphabet,
     unknown_symbols,
 )
-from s3prl_varan.corpora.metadata import output_folder, require_folder, write_texts
+from s3prl_varan.corpora.preparation import output_folder, require_folder
+from s3prl_varan.corpora.tables import SpeechSummary, Utterance, build_tables, read_table
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
+from s3prl_varan.files import write_texts
 
-SAMPLES_PER_FRAME = 160  # 10 ms
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One recording with its text."""
-
-    name: str
-    path: Path
-    text: str
-    info: AudioInfo | None = None  # known once the file has been checked
-
-
-@dataclass(frozen=True)
-class SpeechRow:
-    """One line of the summary."""
-
-    split: str
-    utterances: int
-    speakers: int
-    hours: float
-    words: int
-
-
-@dataclass
-class SpeechSummary:
-    """What a preparation did; `str()` of it is what the command prints."""
-
-    root: Path  # libri_root of the config
-    out: Path  # bucket_file of the config
-    rows: list[SpeechRow] = field(default_factory=list)
-    dictionary: Path | None = None  # dict_path of the config, when the corpus got its own
-    converted: int = 0
-    skipped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """A table of the splits, what was left out, and the config keys to point at the result."""
-        lines = [f"{'split':<18}utterances  speakers  hours   words"]
-        lines += [
-            f"{r.split:<18}{r.utterances:>10}  {r.speakers:>8}  {r.hours:>5.2f}  {r.words:>6}"
-            for r in self.rows
-        ]
-        if self.converted:
-            lines.append(f"converted {self.converted} recordings to 16 kHz mono")
-        if self.skipped:
-            lines += [
-                f"left out ({len(self.skipped)}):",
-                *(f"  - {reason}" for reason in self.skipped),
-            ]
-        lines += [f"note: {note}" for note in self.notes]
-        keys = {"libri_root": self.root, "bucket_file": self.out, "dict_path": self.dictionary}
-        shown = (f"{key}={path}" for key, path in keys.items() if path)
-        return "\n".join([*lines, "in the config, downstream_expert.datarc: " + ", ".join(shown)])
+Splits = dict[str, list[Utterance]]
 
 
 def prepare_librispeech(
@@ -92,187 +37,181 @@ def prepare_librispeech(
 ) -> SpeechSummary:
     """Check the corpus and write OUT/<split>.csv for every split (or those named).
 
-    out: default root/meta_data. build_dict: also write OUT/char.dict with the corpus's own characters; otherwise characters
-    outside A-Z and ' are a problem. decode=False checks headers only. skip_bad: leave out what has a problem.
-    Raises UserError listing everything wrong with the layout, the audio and the texts.
+    out: default root/meta_data. build_dict: also write OUT/char.dict with the corpus's own
+    characters; otherwise characters outside A-Z and ' are a problem. decode=False checks headers
+    only. skip_bad: leave out what has a problem. Raises UserError listing everything wrong with the
+    layout, the audio and the texts.
     """
     base = require_folder(root, "LibriSpeech")
     chosen = _choose(find_splits(base), splits, base)
     folder = output_folder(base, out)
     alphabet = None if build_dict else load_alphabet()
-    utterances: dict[str, list[Utterance]] = {}
+    utterances: Splits = {}
     problems: list[str] = []
     for split in chosen:
         utterances[split], wrong = read_split(base / split)
         problems += wrong
-    problems += _twice(utterances)
+    problems += _drop_repeated_names(utterances)
     utterances, wrong = _check(utterances, alphabet, decode)
     problems += wrong
     if problems and not skip_bad:
         remedy = "Mend these or leave them out with --skip_bad."
         if not build_dict:
-            remedy += " For a language with other characters, give it a dictionary of its own with --build_dict."
-        raise problems_error(
-            f"{len(problems)} problems in the corpus; nothing was written:", problems, remedy
-        )
+            remedy += (
+                " For a language with other characters, give it a dictionary of its own with "
+                "--build_dict."
+            )
+        headline = f"{len(problems)} problems in the corpus; nothing was written:"
+        raise problems_error(headline, problems, remedy)
     summary = SpeechSummary(base, folder, skipped=problems)
-    texts = tables(summary, utterances)
+    texts = build_tables(summary, utterances)
     if build_dict:
         summary.dictionary = folder / "char.dict"
-        texts[summary.dictionary] = dictionary_text(
-            build_dictionary(u.text for rows in utterances.values() for u in rows)
-        )
+        counts = build_dictionary(u.text for rows in utterances.values() for u in rows)
+        texts[summary.dictionary] = dictionary_text(counts)
     write_texts(texts)
     return summary
 
 
 def find_splits(root: Path) -> list[str]:
-    """Names of the folders under root that hold speaker/chapter folders. Raises UserError with a hint when there are none."""
-    found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and _is_split(path)]
+    """Names of the folders under root that hold speaker/chapter folders.
+
+    Raises UserError with a hint when there are none.
+    """
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    found = [path.name for path in folders if _is_split(path)]
     if found:
         return found
     if _is_split(root):
         raise UserError(
-            f"{root} is itself a split; give the folder above it, {root.parent}, and --splits {root.name}."
+            f"{root} is itself a split; give the folder above it, {root.parent}, and "
+            f"--splits {root.name}."
         )
-    inner = [
-        path
-        for path in sorted(root.iterdir())
-        if path.is_dir() and any(_is_split(p) for p in path.iterdir() if p.is_dir())
-    ]
-    hint = f" Give {inner[0]}." if inner else " Other layouts go through `manifest FILE.tsv`."
+    hint = " Other layouts go through `manifest FILE.tsv`."
+    for path in folders:
+        if any(_is_split(inner) for inner in path.iterdir() if inner.is_dir()):
+            hint = f" Give {path}."
+            break
     raise UserError(
-        f"{root}: no folder in LibriSpeech's layout, split/speaker/chapter/speaker-chapter.trans.txt.{hint}"
+        f"{root}: no folder in LibriSpeech's layout, "
+        f"split/speaker/chapter/speaker-chapter.trans.txt.{hint}"
     )
 
 
 def read_split(folder: Path) -> tuple[list[Utterance], list[str]]:
-    """Utterances with audio and text, and a line per thing amiss: no transcript file, audio without text and the reverse."""
-    utterances, problems = [], []
+    """Utterances with audio and text, and a line per thing amiss.
+
+    No transcript file, audio without text and the reverse, say.
+    """
+    utterances: list[Utterance] = []
+    problems: list[str] = []
     for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
-        audio = {
-            p.stem: p
-            for p in sorted(chapter.iterdir())
-            if p.suffix.lower() in AUDIO_SUFFIXES and p.name[0] != "."
-        }
-        transcript = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+        audio = {path.stem: path for path in audio_files(chapter)}
+        transcript = transcript_file(chapter)
         if not transcript.is_file():
             if audio:
                 problems.append(f"{chapter}: {len(audio)} recordings but no {transcript.name}")
             continue
-        texts, wrong = _read_transcript(transcript)
-        problems += wrong
-        problems += [
-            f"{path}: no text in {transcript.name}"
-            for name, path in audio.items()
-            if name not in texts
-        ]
-        problems += [
-            f"{transcript}: {name} has no recording" for name in texts if name not in audio
-        ]
-        for name in audio.keys() & texts.keys():
-            if "." in name:
+        texts = read_transcripts(chapter, problems)
+        for name in sorted(audio.keys() | texts.keys()):
+            if name not in texts:
+                problems.append(f"{audio[name]}: no text in {transcript.name}")
+            elif name not in audio:
+                problems.append(f"{transcript}: {name} has no recording")
+            elif "." in name:
                 problems.append(f"{audio[name]}: a dot in the name, which s3prl takes for its end")
-            elif not texts[name].strip():
+            elif not texts[name]:
                 problems.append(f"{transcript}: {name} has an empty text")
             else:
                 utterances.append(Utterance(name, audio[name], texts[name]))
-    return sorted(utterances, key=lambda u: u.path), problems
+    return sorted(utterances, key=lambda utterance: utterance.path), problems
 
 
-def tables(summary: SpeechSummary, utterances: dict[str, list[Utterance]]) -> dict[Path, str]:
-    """The CSV files to write under summary.out; fills summary.rows. Raises UserError for a split without utterances."""
-    empty = [f"{split}: no usable utterance" for split, rows in utterances.items() if not rows]
-    if empty:
-        raise problems_error("nothing to train or test on:", empty + summary.skipped)
-    texts = {}
-    for split, rows in utterances.items():
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["file_path", "length", "label"])
-        for row in sorted(rows, key=lambda u: (-_samples(u), u.name)):
-            frames = round(_samples(row) / SAMPLES_PER_FRAME)
-            writer.writerow([row.path.relative_to(summary.root).as_posix(), frames, ""])
-        texts[summary.out / f"{split}.csv"] = buffer.getvalue()
-        hours = sum(row.info.seconds for row in rows if row.info) / 3600
-        speakers = len({row.path.parent.parent for row in rows})
-        summary.rows.append(
-            SpeechRow(split, len(rows), speakers, hours, sum(len(row.text.split()) for row in rows))
-        )
+def transcript_file(chapter: Path) -> Path:
+    """Where the texts of a chapter's recordings are."""
+    return chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+
+
+def read_transcripts(chapter: Path, problems: list[str]) -> dict[str, str]:
+    """{name: text} of a chapter, in upper case with single spaces; a text may be empty.
+
+    What is amiss goes into `problems`.
+    """
+    path = transcript_file(chapter)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read as UTF-8 text ({error})")
+        return {}
+    texts: dict[str, str] = {}
+    for line in filter(str.strip, lines):
+        name, *words = line.split()
+        if name in texts:
+            problems.append(f"{path}: {name} appears twice")
+        texts[name] = " ".join(words).upper()
     return texts
 
 
-def _samples(utterance: Utterance) -> int:
-    assert utterance.info is not None, "tables are written for checked files"
-    return utterance.info.num_samples
+def read_prepared(root: Path, table: Path, problems: list[str]) -> list[Utterance]:
+    """The utterances of a length table, with their texts, in the table's order.
+
+    root: what its paths are relative to. What is amiss goes into `problems`; that the recordings
+    are there is not looked at.
+    """
+    utterances: list[Utterance] = []
+    texts: dict[Path, dict[str, str]] = {}
+    for shown, length in read_table(table, problems):
+        path = root / shown
+        if path.parent not in texts:
+            texts[path.parent] = read_transcripts(path.parent, problems)
+        text = texts[path.parent].get(path.stem)
+        if text is None:
+            problems.append(f"{path}: no transcript for it in {transcript_file(path.parent)}")
+        else:
+            utterances.append(Utterance(path.stem, path, text, length=length))
+    return utterances
 
 
 def _choose(found: list[str], wanted: Sequence[str] | None, root: Path) -> list[str]:
-    unknown = [
-        f"'{name}'.{did_you_mean(name, found)}" for name in wanted or () if name not in found
-    ]
+    names = list(dict.fromkeys(wanted or found))
+    unknown = [f"'{name}'.{did_you_mean(name, found)}" for name in names if name not in found]
     if unknown:
         raise problems_error(f"{root} has the splits {', '.join(found)}; there is no", unknown)
-    return list(dict.fromkeys(wanted)) if wanted else found
+    return names
 
 
 def _is_split(folder: Path) -> bool:
     return any(
-        p.suffix.lower() in AUDIO_SUFFIXES or p.name.endswith(".trans.txt")
-        for p in folder.glob("*/*/*")
+        path.suffix.lower() in AUDIO_SUFFIXES or path.name.endswith(".trans.txt")
+        for path in folder.glob("*/*/*")
     )
 
 
-def _read_transcript(path: Path) -> tuple[dict[str, str], list[str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        return {}, [f"{path}: not UTF-8 text ({error.reason} at byte {error.start})"]
-    texts: dict[str, str] = {}
-    problems = []
-    for line in filter(str.strip, lines):
-        name, *rest = line.split(maxsplit=1)
-        if name in texts:
-            problems.append(f"{path}: {name} appears twice")
-        texts[name] = rest[0].strip() if rest else ""
-    return texts, problems
-
-
-def _twice(utterances: dict[str, list[Utterance]]) -> list[str]:
+def _drop_repeated_names(utterances: Splits) -> list[str]:
     """s3prl finds texts by file name alone, so names must be unique across the corpus."""
     counts = Counter(u.name for rows in utterances.values() for u in rows)
     problems = []
     for split, rows in utterances.items():
-        problems += [
-            f"{u.path}: the name {u.name} is used {counts[u.name]} times"
-            for u in rows
-            if counts[u.name] > 1
-        ]
+        for u in rows:
+            if counts[u.name] > 1:
+                problems.append(f"{u.path}: the name {u.name} is used {counts[u.name]} times")
         utterances[split] = [u for u in rows if counts[u.name] == 1]
     return problems
 
 
-def _check(
-    utterances: dict[str, list[Utterance]], alphabet: set[str] | None, decode: bool
-) -> tuple[dict[str, list[Utterance]], list[str]]:
-    """Keep utterances whose audio is 16 kHz mono and long enough and whose text stays inside the alphabet."""
-    good: dict[str, list[Utterance]] = {}
+def _check(utterances: Splits, alphabet: set[str] | None, decode: bool) -> tuple[Splits, list[str]]:
+    """Those with 16 kHz mono audio that is long enough and a text inside the alphabet."""
+    good: Splits = {}
     problems: list[str] = []
     unknown: dict[str, dict[str, int]] = defaultdict(dict)
     for split, rows in utterances.items():
         good[split] = []
-        for row, file in zip(
-            rows, examine_audio_files([u.path for u in rows], decode=decode), strict=True
-        ):
-            symbols = unknown_symbols(row.text.upper(), alphabet)
+        checked = examine_audio_files([row.path for row in rows], decode=decode)
+        for row, file in zip(rows, checked, strict=True):
+            symbols = unknown_symbols(row.text, alphabet)
             for symbol, count in symbols.items():
                 unknown[symbol][row.name] = count
-            problem = file.problem
-            if problem is None and file.info and not file.info.is_16k_mono:
-                form = f"{file.info.rate} Hz, {file.info.channels} channel(s)"
-                problem = (
-                    f"{row.path}: {form}; 16 kHz mono is needed (the `manifest` command converts)"
-                )
+            problem = _problem(file)
             if problem:
                 problems.append(problem)
             elif not symbols:
@@ -280,12 +219,8 @@ def _check(
     return good, problems + [f"outside the alphabet: {line}" for line in describe_unknown(unknown)]
 
 
-def read_transcripts(chapter: Path) -> dict[str, str]:
-    """{name: upper-case text} of a chapter's .trans.txt. UserError where it cannot be read."""
-    path = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    rows = (line.split() for line in lines if line.strip())
-    return {name: " ".join(words).upper() for name, *words in rows}
+def _problem(file: CheckedFile) -> str | None:
+    if file.problem is None and file.info and not file.info.is_16k_mono:
+        form = f"{file.info.rate} Hz, {file.info.channels} channel(s)"
+        return f"{file.path}: {form}; 16 kHz mono is needed (the `manifest` command converts)"
+    return file.problem

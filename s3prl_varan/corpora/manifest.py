@@ -1,17 +1,17 @@
-"""Any transcribed recordings, listed as `path TAB text`, into LibriSpeech's layout and length tables.
+"""Any transcribed recordings, listed as `path TAB text`, into LibriSpeech's layout and tables.
 
-Texts are normalised to the dictionary's characters. What a dictionary cannot spell (digits, symbols) is reported and refused,
-unless the user says what to do with it: a digit's sound is not in the text, and dropping it silently would teach nonsense.
+Texts are normalised to the dictionary's characters. What a dictionary cannot spell (digits,
+symbols) is reported and refused, unless the user says what to do with it: a digit's sound is not in
+the text, and dropping it silently would teach nonsense.
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,19 +19,23 @@ from s3prl_varan.audio import AUDIO_SUFFIXES, AudioInfo, convert_to_16k_mono, ex
 from s3prl_varan.corpora.dictionary import (
     build_dictionary,
     describe_unknown,
+    dictionary_text,
     drop_symbols,
     load_alphabet,
     normalise_text,
     unknown_symbols,
-    write_dictionary,
 )
-from s3prl_varan.corpora.librispeech import SpeechSummary, Utterance, tables
-from s3prl_varan.corpora.metadata import output_folder, write_texts
+from s3prl_varan.corpora.librispeech import transcript_file
+from s3prl_varan.corpora.preparation import absolute, output_folder
+from s3prl_varan.corpora.tables import SpeechSummary, Utterance, build_tables
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
+from s3prl_varan.files import atomic_path, write_atomic, write_texts
 
 UNKNOWN = ("refuse", "drop_symbol", "drop_utterance")
+SPLITS = ("train", "dev", "test")
 MARKER = "prepared.json"  # in a folder that this module wrote and may replace
 _CHAPTER = "0"
+_HEADINGS = ("text", "transcript", "sentence")  # of the second column
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,20 @@ def prepare_manifest(
     build_dict: bool = False,
     skip_bad: bool = False,
 ) -> SpeechSummary:
-    """Write OUT/{train,dev,test}/<speaker>/0/ with links to the recordings (16 kHz copies where needed) and OUT/<split>.csv.
+    """Write OUT/{train,dev,test}/<speaker>/0/ with the recordings, and OUT/<split>.csv.
 
-    Paths are relative to audio_root, by default the manifest's folder; the folder just above a recording counts as its speaker.
-    out: default meta_data beside the manifest. The split is drawn by text, seeded: a sentence said twice never lies in two
-    splits. It does not keep speakers apart. A ratio of 0 leaves a split out.
-    unknown: what to do about characters outside the alphabet, one of UNKNOWN. build_dict: the alphabet is the corpus's own
-    letters, written to OUT/char.dict; digits and symbols stay unknown. skip_bad: leave out lines with other problems.
+    They are links, 16 kHz copies where needed. Paths are relative to audio_root, by default the
+    manifest's folder; the folder just above a recording counts as its speaker. out: default
+    meta_data beside the manifest. The split is drawn by text, seeded: a sentence said twice never
+    lies in two splits. It does not keep speakers apart. A ratio of 0 leaves a split out.
+    unknown: what to do about characters outside the alphabet, one of UNKNOWN. build_dict: the
+    alphabet is the corpus's own letters, written to OUT/char.dict; digits and symbols stay unknown.
+    skip_bad: leave out lines with other problems.
     Raises UserError with all problems and all unknown symbols; then nothing has been written.
     """
     _check_options(dev_ratio, test_ratio, unknown)
-    source = Path(os.path.abspath(Path(manifest).expanduser()))
-    folder = (
-        Path(os.path.abspath(Path(audio_root).expanduser()))
-        if audio_root is not None
-        else source.parent
-    )
+    source = absolute(manifest)
+    folder = source.parent if audio_root is None else absolute(audio_root)
     lines, problems = read_manifest(source, folder)
     alphabet = None if build_dict else load_alphabet()
     lines, report, emptied = _spell(lines, alphabet, unknown)
@@ -80,9 +82,8 @@ def prepare_manifest(
     refused = report if unknown == "refuse" else []
     if refused or (problems and not skip_bad):
         raise _refusal(problems, refused, skip_bad)
-    lines = [
-        replace(line, info=f.info) for line, f in zip(lines, checked, strict=True) if not f.problem
-    ]
+    both = zip(lines, checked, strict=True)
+    lines = [replace(line, info=file.info) for line, file in both if not file.problem]
     parts = split_by_text(lines, dev_ratio, test_ratio, seed)
     target = output_folder(source.parent, out)
     _claim(target)
@@ -93,7 +94,10 @@ def prepare_manifest(
 
 
 def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
-    """Lines with normalised text, and a message per line that is malformed or repeats a path. A heading line is passed over."""
+    """Lines with normalised text, and a message per line that is malformed or repeats a path.
+
+    A heading line is passed over.
+    """
     try:
         rows = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
@@ -107,11 +111,7 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
     for number, row in enumerate(rows, start=1):
         before, tab, after = row.partition("\t")
         shown, text = before.strip(), after.strip()
-        heading = (
-            number == 1
-            and text.lower() in ("text", "transcript", "sentence")
-            and not (audio_root / shown).exists()
-        )
+        heading = number == 1 and text.lower() in _HEADINGS and not (audio_root / shown).exists()
         if not row.strip() or heading:
             continue
         if not tab or not shown:
@@ -130,47 +130,51 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
 def split_by_text(
     lines: Sequence[Line], dev_ratio: float, test_ratio: float, seed: int
 ) -> dict[str, list[Line]]:
-    """{"train", "dev", "test"} without the same text in two splits; which text goes where depends on it and the seed alone.
+    """{"train", "dev", "test"} without the same text in two splits.
 
-    Texts are ranked by a hash; test takes them until it holds test_ratio of the lines, then dev. Raises UserError when nothing
-    is left to train on.
+    Which text goes where depends on it and the seed alone: texts are ranked by a hash; test takes
+    them until it holds test_ratio of the lines, then dev. Raises UserError for an empty split.
     """
     by_text: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_text[line.text].append(line)
-    ranked = sorted(
-        by_text, key=lambda text: hashlib.sha256(f"{seed}\t{text}".encode()).hexdigest()
-    )
     wanted = {"test": round(test_ratio * len(lines)), "dev": round(dev_ratio * len(lines))}
-    parts: dict[str, list[Line]] = {"train": [], "dev": [], "test": []}
-    for text in ranked:
+    parts: dict[str, list[Line]] = {split: [] for split in SPLITS}
+    for text in sorted(by_text, key=lambda text: _hash(f"{seed}\t{text}")):
         split = next((s for s in ("test", "dev") if len(parts[s]) < wanted[s]), "train")
         parts[split] += by_text[text]
     ratios = {"train": 1.0, "dev": dev_ratio, "test": test_ratio}
     empty = [split for split, ratio in ratios.items() if ratio > 0 and not parts[split]]
     if empty:
         raise UserError(
-            f"{len(lines)} usable lines are too few for dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g}: "
-            f"{', '.join(empty)} would be empty"
+            f"{len(lines)} usable lines are too few for dev_ratio {dev_ratio:g} and test_ratio "
+            f"{test_ratio:g}: {', '.join(empty)} would be empty"
         )
     return {split: rows for split, rows in parts.items() if rows}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_options(dev_ratio: float, test_ratio: float, unknown: str) -> None:
     if min(dev_ratio, test_ratio) < 0 or dev_ratio + test_ratio >= 1:
         raise UserError(
-            f"dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g} must be 0 or more and add up to less than 1"
+            f"dev_ratio {dev_ratio:g} and test_ratio {test_ratio:g} must be 0 or more and add up "
+            "to less than 1"
         )
     if unknown not in UNKNOWN:
-        raise UserError(
-            f"unknown must be one of {', '.join(UNKNOWN)}, not '{unknown}'.{did_you_mean(unknown, UNKNOWN)}"
-        )
+        hint = did_you_mean(unknown, UNKNOWN)
+        raise UserError(f"unknown must be one of {', '.join(UNKNOWN)}, not '{unknown}'.{hint}")
 
 
 def _spell(
     lines: Sequence[Line], alphabet: set[str] | None, unknown: str
 ) -> tuple[list[Line], list[str], list[str]]:
-    """Lines after the treatment of unknown symbols, one message per symbol, and one per line that had nothing else in it."""
+    """Lines after the treatment of unknown symbols, and messages.
+
+    One per symbol, then one per line that was left out or had nothing else in it.
+    """
     where: dict[str, dict[str, int]] = defaultdict(dict)
     kept, emptied = [], []
     for line in lines:
@@ -183,9 +187,8 @@ def _spell(
         elif unknown == "drop_symbol" and text:
             kept.append(replace(line, text=text))
         else:
-            emptied.append(
-                f"{line.shown}: '{line.text[:40]}' has {' '.join(symbols)}, outside the alphabet"
-            )
+            outside = f"has {' '.join(symbols)}, outside the alphabet"
+            emptied.append(f"{line.shown}: '{line.text[:40]}' {outside}")
     return kept, describe_unknown(where), emptied
 
 
@@ -195,18 +198,17 @@ def _refusal(problems: list[str], refused: list[str], skip_bad: bool) -> UserErr
         remedies.append("Mend the lines and files, or leave them out with --skip_bad.")
     if refused:
         remedies.append(
-            "Write digits and symbols as they are spoken (21 -> twenty one), or choose --unknown drop_symbol or "
-            "drop_utterance; for a language with other letters, --build_dict."
+            "Write digits and symbols as they are spoken (21 -> twenty one), or choose --unknown "
+            "drop_symbol or drop_utterance; for a language with other letters, --build_dict."
         )
     found = problems + [f"outside the alphabet: {line}" for line in refused]
-    return problems_error(
-        f"{len(found)} problems in the manifest; nothing was written:", found, " ".join(remedies)
-    )
+    headline = f"{len(found)} problems in the manifest; nothing was written:"
+    return problems_error(headline, found, " ".join(remedies))
 
 
 def _claim(folder: Path) -> None:
-    splits = [folder / split for split in ("train", "dev", "test")]
-    if not (folder / MARKER).exists() and any(path.exists() for path in splits):
+    taken = any((folder / split).exists() for split in SPLITS)
+    if taken and not (folder / MARKER).exists():
         raise UserError(
             f"{folder} holds train, dev or test of another origin; choose a new folder with --out"
         )
@@ -218,43 +220,39 @@ def _write(
     build_dict: bool,
     origin: dict[str, object],
 ) -> None:
-    """Build the splits in a temporary folder, put them in place of earlier ones, then write tables and dictionary."""
+    """Build all splits beside earlier ones, put them in their place, then write the tables."""
     out = summary.out
-    staging = Path(tempfile.mkdtemp(dir=out, prefix=".tmp-"))
-    try:
-        corpus = Path(str(origin["manifest"])).parent.name
-        names = _names([line.shown for lines in parts.values() for line in lines])
-        utterances = {}
+    corpus = Path(str(origin["manifest"])).parent.name
+    names = _names([line.shown for lines in parts.values() for line in lines])
+    utterances = {}
+    with ExitStack() as built:
         for split, lines in parts.items():
-            rows = [
-                _place(line, staging / split, names[line.shown], corpus, summary) for line in lines
-            ]
+            folder = built.enter_context(atomic_path(out / split))
+            rows = [_place(line, folder, names[line.shown], corpus, summary) for line in lines]
             _write_transcripts(rows)
+            in_place = [out / split / row.path.relative_to(folder) for row in rows]
             utterances[split] = [
-                replace(row, path=out / row.path.relative_to(staging)) for row in rows
+                replace(row, path=path) for row, path in zip(rows, in_place, strict=True)
             ]
-        write_texts({out / MARKER: json.dumps(origin, indent=1)})
-        for split in ("train", "dev", "test"):
+        write_atomic(out / MARKER, json.dumps(origin, indent=1))
+        for split in SPLITS:
             shutil.rmtree(out / split, ignore_errors=True)
             (out / f"{split}.csv").unlink(missing_ok=True)
-            if split in parts:
-                os.replace(staging / split, out / split)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    texts = tables(summary, utterances)
+    texts = build_tables(summary, utterances)
     texts[out / "names.tsv"] = "".join(f"{names[shown]}\t{shown}\n" for shown in names)
-    (out / "char.dict").unlink(missing_ok=True)
+    (out / "char.dict").unlink(missing_ok=True)  # of an earlier preparation: it would not fit
     if build_dict:
         summary.dictionary = out / "char.dict"
-        write_dictionary(
-            summary.dictionary,
-            build_dictionary(u.text for rows in utterances.values() for u in rows),
-        )
+        counts = build_dictionary(u.text for rows in utterances.values() for u in rows)
+        texts[summary.dictionary] = dictionary_text(counts)
     write_texts(texts)
 
 
 def _place(line: Line, folder: Path, name: str, corpus: str, summary: SpeechSummary) -> Utterance:
-    """Link the recording into folder/<speaker>/0/, or convert it when it is not 16 kHz mono in a format s3prl reads."""
+    """Link the recording into folder/<speaker>/0/.
+
+    It is converted when it is not 16 kHz mono in a format that s3prl reads.
+    """
     assert line.info is not None, "only checked files are placed"
     chapter = folder / _slug(Path(line.shown).parent.name or corpus) / _CHAPTER
     chapter.mkdir(parents=True, exist_ok=True)
@@ -275,14 +273,12 @@ def _write_transcripts(utterances: Sequence[Utterance]) -> None:
     for utterance in utterances:
         by_chapter[utterance.path.parent].append(utterance)
     for chapter, rows in by_chapter.items():
-        text = "".join(f"{row.name} {row.text}\n" for row in sorted(rows, key=lambda u: u.name))
-        (chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt").write_text(
-            text, encoding="utf-8"
-        )
+        lines = sorted(f"{row.name} {row.text}\n" for row in rows)
+        transcript_file(chapter).write_text("".join(lines), encoding="utf-8")
 
 
 def _names(shown: Sequence[str]) -> dict[str, str]:
-    """A unique utterance name without dots or spaces for every path, close to the file's own name."""
+    """A unique utterance name for every path, close to the file's own, no dots or spaces in it."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for path in sorted(shown):

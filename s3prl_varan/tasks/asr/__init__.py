@@ -92,8 +92,10 @@ class ASR(CTCTask):
         return problems or super().problems(splits)
 
     def items(self, split: str) -> list[Item]:
-        utterances = self.corpus_reader.utterances(split)
-        return [Item(u.name, u.path, spell(u.text, self.outputs), u.speaker) for u in utterances]
+        return [
+            Item(row.name, row.path, spell(row.text, self.outputs), row.path.parent.parent.name)
+            for row in self.corpus_reader.utterances(split)
+        ]
 
     def read_outputs(self) -> list[str]:
         return read_units(Path(self.data.dict_path or CHAR_DICT))

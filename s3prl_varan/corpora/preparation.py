@@ -1,0 +1,70 @@
+"""What every preparation of a corpus shares: its folders, and the summary that it prints."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3prl_varan.errors import UserError
+
+
+@dataclass
+class Summary:
+    """What a preparation did; `str()` of it is what the command prints."""
+
+    root: Path  # of the corpus
+    out: Path  # where the result lies
+    rows: list[Any] = field(default_factory=list)
+    converted: int = 0  # recordings rewritten as 16 kHz mono
+    skipped: list[str] = field(default_factory=list)  # left out by --skip_bad, with the reason
+    notes: list[str] = field(default_factory=list)  # worth knowing, not wrong enough to stop
+
+    def remarks(self) -> list[str]:
+        """Lines on what was converted, left out and odd."""
+        lines = []
+        if self.converted:
+            lines.append(f"converted {self.converted} recordings to 16 kHz mono in {self.out}")
+        if self.skipped:
+            lines.append(f"left out ({len(self.skipped)}):")
+            lines += [f"  - {reason}" for reason in self.skipped]
+        return lines + [f"note: {note}" for note in self.notes]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], words: int) -> list[str]:
+    """Lines with the columns of `head`: the first `words` of them to the left, figures right."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    forms = [f"{'<' if place < words else '>'}{width}" for place, width in enumerate(widths)]
+    return ["  ".join(map(format, row, forms)) for row in cells]
+
+
+def absolute(path: str | Path) -> Path:
+    """Absolute, with ~ expanded; links are kept, so that files are named as the user names them."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def require_folder(root: str | Path, what: str) -> Path:
+    """`root` as an absolute path. Raises UserError when it is not a folder."""
+    path = absolute(root)
+    if not path.is_dir():
+        raise UserError(f"{what}: no folder at {path}. Give the folder that holds the corpus.")
+    return path
+
+
+def output_folder(root: Path, out: str | Path | None) -> Path:
+    """Where results go: `out`, else root/meta_data.
+
+    Made and tried now, so that a read-only place is known before the slow work.
+    """
+    path = absolute(out) if out is not None else root / "meta_data"
+    probe = path / ".writable"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path} ({error.strerror}). Choose another folder with --out."
+        ) from error
+    return path

@@ -1,0 +1,170 @@
+"""Recordings listed as path TAB text: their corpus, its split, and what is refused."""
+
+import random
+from pathlib import Path
+
+import pytest
+from tones import table, tone
+
+from s3prl_varan.corpora import dictionary, librispeech, manifest
+from s3prl_varan.errors import UserError
+
+
+@pytest.fixture
+def small_manifest(tmp_path):
+    folder = tmp_path / "prompts"
+    rows = []
+    for i in range(20):
+        tone(folder / f"p {i}.wav", 0.1)
+        rows.append(f"p {i}.wav\tPrompt no. {'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10]}, please!")
+    (folder / "list.tsv").write_text("\n".join(rows) + "\n")
+    return folder / "list.tsv"
+
+
+def edit(path, number, row):
+    rows = path.read_text().splitlines()
+    rows[number] = row
+    path.write_text("\n".join(rows))
+
+
+def test_manifest_makes_a_corpus_in_librispeechs_layout(
+    small_manifest, tmp_path, check_s3prls_dataset
+):
+    tone(small_manifest.parent / "p 0.wav", 0.1, 44100, 2)
+    out = tmp_path / "out"
+    summary = manifest.prepare_manifest(small_manifest, out)
+    assert {row.split: row.utterances for row in summary.rows} == {"train": 16, "dev": 2, "test": 2}
+    assert summary.converted == 1
+    again = librispeech.prepare_librispeech(out, tmp_path / "again")
+    assert sum(row.utterances for row in again.rows) == 20
+    for split in ("train", "dev", "test"):
+        assert table(out / f"{split}.csv") == table(tmp_path / "again" / f"{split}.csv")
+    texts = "".join(path.read_text() for path in out.rglob("*.trans.txt"))
+    assert "p-3 PROMPT NO DK PLEASE\n" in texts
+    check_s3prls_dataset(out, out, "test", 2)
+
+
+def test_manifest_split_is_the_same_every_time_and_keeps_texts_together():
+    lines = [manifest.Line(f"{i}.wav", Path(f"{i}.wav"), f"TEXT {i // 3}") for i in range(300)]
+    parts = manifest.split_by_text(lines, 0.1, 0.1, seed=0)
+    shuffled = random.Random(1).sample(lines, len(lines))
+    for split, rows in manifest.split_by_text(shuffled, 0.1, 0.1, seed=0).items():
+        assert {row.shown for row in rows} == {row.shown for row in parts[split]}
+    texts = [{row.text for row in rows} for rows in parts.values()]
+    assert sum(len(part) for part in texts) == len(set.union(*texts)) == 100
+    assert [len(parts[s]) for s in ("train", "dev", "test")] == [240, 30, 30]
+    other = manifest.split_by_text(lines, 0.1, 0.1, seed=1)
+    assert {row.shown for row in other["test"]} != {row.shown for row in parts["test"]}
+
+
+def test_manifest_refuses_digits_until_told_what_to_do(small_manifest, tmp_path):
+    edit(small_manifest, 0, "p 0.wav\tPress 1 or 11 & wait")
+    edit(small_manifest, 1, "p 1.wav\t42")
+    with pytest.raises(UserError) as raised:
+        manifest.prepare_manifest(small_manifest, tmp_path / "out")
+    for part in (
+        "'1' (digit one): 3 times in 1 utterances: p 0.wav",
+        "'&' (ampersand)",
+        "'4'",
+        "--unknown drop_symbol",
+    ):
+        assert part in str(raised.value)
+    assert not (tmp_path / "out").exists()
+    summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", unknown="drop_symbol")
+    texts = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.trans.txt"))
+    assert "p-0 PRESS OR WAIT\n" in texts and sum(row.utterances for row in summary.rows) == 19
+    assert (
+        len(summary.skipped) == 1
+        and "p 1.wav" in summary.skipped[0]
+        and "digit one" in str(summary)
+    )
+    summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", unknown="drop_utterance")
+    assert sum(row.utterances for row in summary.rows) == 18 and len(summary.skipped) == 2
+    assert not any("p-0 " in path.read_text() for path in (tmp_path / "out").rglob("*.trans.txt"))
+
+
+def test_manifest_lists_all_bad_lines(small_manifest, tmp_path):
+    edit(small_manifest, 0, "p 0.wav Press the key")
+    edit(small_manifest, 1, "nowhere.wav\tGone")
+    edit(small_manifest, 2, "p 2.wav\t...")
+    edit(small_manifest, 4, "p 3.wav\tTwice")
+    (small_manifest.parent / "p 5.wav").write_bytes(b"noise")
+    with pytest.raises(UserError) as raised:
+        manifest.prepare_manifest(small_manifest, tmp_path / "out")
+    for part in (
+        "5 problems",
+        "line 1: expected path TAB text",
+        "nowhere.wav: no such file",
+        "line 3: p 2.wav has no words",
+        "line 5: p 3.wav is listed twice",
+        "p 5.wav: not readable",
+    ):
+        assert part in str(raised.value)
+    summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", skip_bad=True)
+    assert sum(row.utterances for row in summary.rows) == 15 and len(summary.skipped) == 5
+
+
+def test_manifest_of_another_language_gets_its_dictionary(small_manifest, tmp_path):
+    edit(small_manifest, 0, "p 0.wav\tHören Sie, bitte")
+    with pytest.raises(UserError, match="'Ö'.*\n.*--build_dict"):
+        manifest.prepare_manifest(small_manifest, tmp_path / "out")
+    summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", build_dict=True)
+    assert "Ö" in dictionary.load_alphabet(tmp_path / "out" / "char.dict") and "dict_path=" in str(
+        summary
+    )
+    edit(small_manifest, 0, "p 0.wav\tHoeren Sie, bitte")
+    manifest.prepare_manifest(small_manifest, tmp_path / "out")
+    assert not (tmp_path / "out" / "char.dict").exists()  # a stale one would not fit
+
+
+def test_manifest_keeps_its_hands_off_a_foreign_folder(small_manifest, small_libri):
+    (small_libri / "train-x").rename(small_libri / "train")
+    with pytest.raises(UserError, match="of another origin"):
+        manifest.prepare_manifest(small_manifest, small_libri)
+    assert (small_libri / "train" / "1").is_dir()
+
+
+def test_manifest_options_and_missing_file(small_manifest, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        manifest.prepare_manifest(tmp_path / "none.tsv")
+    with pytest.raises(UserError, match="Did you mean 'drop_symbol'"):
+        manifest.prepare_manifest(small_manifest, unknown="drop_symbols")
+    with pytest.raises(UserError, match="less than 1"):
+        manifest.prepare_manifest(small_manifest, dev_ratio=0.5, test_ratio=0.5)
+    with pytest.raises(UserError, match="test would be empty"):
+        manifest.prepare_manifest(small_manifest, test_ratio=0.01)
+    summary = manifest.prepare_manifest(small_manifest, tmp_path / "out", dev_ratio=0)
+    assert [row.split for row in summary.rows] == ["train", "test"]
+
+
+def test_real_prompts(shared_dir, tmp_path):
+    path = shared_dir / "data" / "asterisk_en" / "transcripts.tsv"
+    summary = manifest.prepare_manifest(path, tmp_path, unknown="drop_symbol")
+    assert {row.split: row.utterances for row in summary.rows} == {
+        "train": 443,
+        "dev": 55,
+        "test": 55,
+    }
+    assert summary.converted == 0 and not summary.skipped
+
+
+def test_a_manifest_is_prepared_again_in_place_or_not_at_all(small_manifest, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    manifest.prepare_manifest(small_manifest, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(manifest, "_write_transcripts", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        manifest.prepare_manifest(small_manifest, out, seed=1)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    summary = manifest.prepare_manifest(small_manifest, out, seed=1, dev_ratio=0)
+    assert [row.split for row in summary.rows] == ["train", "test"]
+    assert not (out / "dev").exists() and not (out / "dev.csv").exists()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "names.tsv",
+        "prepared.json",
+        "test",
+        "test.csv",
+        "train",
+        "train.csv",
+    ]
