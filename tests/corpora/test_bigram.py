@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from s3prl_varan.corpora.bigram import bigram_arpa, main
-from s3prl_varan.tasks.asr.decode import arpa_words
+from s3prl_varan.tasks.asr.beam import arpa_words
 
 TEXTS = ["THE CAT SAT", "THE CAT", "THE DOG SAT", "A DOG"]
 
