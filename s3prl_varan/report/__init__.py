@@ -1,1 +1,1 @@
-"""Tables, figures and one HTML page from finished experiments' result files. See run/report.py. Imports no torch."""
+"""Tables, figures and one HTML page of experiment folders. See run/report.py. No torch."""

@@ -6,13 +6,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import write_atomic
 
 EPILOG = """examples:
   report.py result/downstream/* --out report
   report.py sweeps/featurizers sweeps/prior_ablation --metric uar
-  report.py result/downstream/wavlm_emotion_varan_fold*_seed1337 --submission submission
+  report.py result/downstream/wavlm_*_varan_*_seed1337 --submission submission
 
 writes: leaderboard.md .tex .csv, settings.md .csv, cells.csv, figures/*.png .pdf, report.html
 """
@@ -22,32 +24,19 @@ def build_parser() -> argparse.ArgumentParser:
     """All flags."""
     parser = argparse.ArgumentParser(
         prog="report.py",
-        description="Compare finished experiments: tables, figures, one HTML page. Reads result files only.",
+        description="Compare experiments: tables, figures, one HTML page. Reads result files only.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "folders", nargs="+", metavar="EXPDIR", help="experiment or sweep folders, or globs of them"
-    )
-    parser.add_argument(
-        "--out", default="report", metavar="DIR", help="where the report goes (default: report)"
-    )
-    parser.add_argument(
-        "--metric", help="another figure of the test results than the task's own, e.g. uar"
-    )
-    parser.add_argument(
-        "--baseline",
-        default="weighted_sum",
-        metavar="FEATURIZER",
-        help="what differences are taken to",
-    )
-    parser.add_argument("--title", default="Layer aggregation compared", help="title of the page")
-    parser.add_argument("--no_figures", action="store_true", help="tables only")
-    parser.add_argument(
-        "--submission",
-        metavar="DIR",
-        help="collect the files of a SUPERB submission there, instead",
-    )
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="EXPDIR", help="experiment or sweep folders, or globs")
+    add("--out", default="report", metavar="DIR", help="where the report goes (default: report)")
+    add("--metric", help="another figure of the test results than the task's own, e.g. uar")
+    baseline = "what differences are taken to (default: weighted_sum)"
+    add("--baseline", default="weighted_sum", metavar="FEATURIZER", help=baseline)
+    add("--title", default="Layer aggregation compared", help="title of the page")
+    add("--no_figures", action="store_true", help="tables only")
+    add("--submission", metavar="DIR", help="collect a SUPERB submission's files there, instead")
     return parser
 
 
@@ -64,92 +53,61 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = collect_submission(cells, Path(args.submission))
             print(f"submission: {path} (see README.md beside it)")
         else:
-            make_report(
-                cells,
-                Path(args.out),
-                args.metric,
-                args.baseline,
-                args.title,
-                figures=not args.no_figures,
-            )
+            make_report(cells, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def make_report(
-    cells: list, out: Path, metric: str | None, baseline: str, title: str, *, figures: bool = True
-) -> None:
-    """Write every table and figure of the cells to `out` and print the leaderboard."""
-    from s3prl_varan.files import write_atomic
-    from s3prl_varan.report import page, render
-    from s3prl_varan.report.table import build_rows
+def make_report(cells: list[Any], args: argparse.Namespace) -> None:
+    """Write every table and figure of the cells and print the leaderboard."""
+    from s3prl_varan.report import render
+    from s3prl_varan.report.table import build_rows, leaderboard
 
-    rows, notes = build_rows(cells, metric, baseline)
-    notes = [*render.chosen_notes(rows), *notes, _status_note(cells)]
-    legend = render.LEGEND.format(baseline=baseline)
+    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    board = render.markdown(*render.leaderboard_table(rows, render.bold_markdown))
-    text = "\n".join([board, legend, "", *(f"- {note}" for note in notes), ""])
-    write_atomic(out / "leaderboard.md", text)
-    write_atomic(
-        out / "leaderboard.tex",
-        render.latex(*render.leaderboard_table(rows, render.bold_latex), title),
-    )
-    write_atomic(out / "leaderboard.csv", render.rows_csv(render.leaderboard(rows)))
-    write_atomic(
-        out / "settings.md", render.markdown(*render.settings_table(rows, render.bold_markdown))
-    )
-    write_atomic(out / "settings.csv", render.rows_csv(rows))
-    write_atomic(out / "cells.csv", render.cells_csv(rows))
-    sections = [
-        (
-            "Leaderboard",
-            page.table(*render.leaderboard_table(rows, page.bold_html))
-            + page.paragraphs([legend, *notes]),
-        ),
-        (
-            "Every setting",
-            page.table(*render.settings_table(rows, page.bold_html))
-            + page.paragraphs([render.SETTINGS_LEGEND]),
-        ),
-    ]
-    if figures:
-        sections.append(("Figures", _draw(rows, out / "figures")))
-    sections.append(("Experiments", page.table(*render.cells_table(rows))))
-    write_atomic(out / "report.html", page.page(title, sections))
+    rows, notes = build_rows(cells, args.metric, args.baseline)
+    counts = Counter(cell.status for cell in cells).most_common()
+    told = ", ".join(f"{number} {status}" for status, number in counts)
+    notes = [*render.chosen_notes(rows), *notes, f"{len(cells)} experiments: {told}."]
+    legend = render.LEGEND.format(baseline=args.baseline)
+    board, settings = render.leaderboard_table(rows), render.settings_table(rows)
+    all_cells = render.cells_table(rows)
+    text = "\n".join([render.markdown(board), legend, "", *(f"- {note}" for note in notes), ""])
+    written = {
+        "leaderboard.md": text,
+        "leaderboard.tex": render.latex(board, args.title),
+        "leaderboard.csv": render.csv_text(render.figures_table(leaderboard(rows))),
+        "settings.md": render.markdown(settings),
+        "settings.csv": render.csv_text(render.figures_table(rows)),
+        "cells.csv": render.csv_text(all_cells),
+    }
+    sections = {
+        "Leaderboard": render.html_table(board) + render.html_notes([legend, *notes]),
+        "Every setting": render.html_table(settings) + render.html_notes([render.SETTINGS_LEGEND]),
+        "Figures": "" if args.no_figures else _draw(rows, out / "figures"),
+        "Experiments": render.html_table(all_cells),
+    }
+    shown = {head: content for head, content in sections.items() if content}
+    written["report.html"] = render.html_page(args.title, shown)
+    for name, content in written.items():
+        write_atomic(out / name, content)
     print(text)
     print(f"report: {out / 'report.html'}")
 
 
-def _status_note(cells: list) -> str:
-    counts = Counter(cell.status for cell in cells)
-    return (
-        f"{len(cells)} experiments: "
-        + ", ".join(f"{number} {status}" for status, number in counts.most_common())
-        + "."
-    )
-
-
-def _draw(rows: list, folder: Path) -> str:
+def _draw(rows: list[Any], folder: Path) -> str:
     """Write the figures as PNG and PDF; returns them as HTML."""
-    from s3prl_varan.files import write_atomic
     from s3prl_varan.report.figures import all_pictures
-    from s3prl_varan.report.page import picture
+    from s3prl_varan.report.render import html_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = []
     for drawn in all_pictures(rows):
-        for kind in ("png", "pdf"):
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
             data = io.BytesIO()
-            drawn.figure.savefig(
-                data,
-                format=kind,
-                dpi=120,
-                metadata={"CreationDate": None} if kind == "pdf" else None,
-            )
+            drawn.figure.savefig(data, format=kind, dpi=120, metadata=metadata)
             write_atomic(folder / f"{drawn.name}.{kind}", data.getvalue())
-            if kind == "png":
-                shown.append(picture(data.getvalue(), drawn.caption))
+        shown.append(html_picture(data.getvalue(), drawn.caption))
     return "\n".join(shown)

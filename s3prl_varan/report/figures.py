@@ -1,4 +1,4 @@
-"""Figures of a report: scores as bars, q(l|x) as heat maps, dev curves, ablation lines. Each is (name, caption, Figure)."""
+"""Figures of a report: scores as bars, q(l|x) as heat maps, dev curves, ablation lines."""
 
 import csv
 import math
@@ -12,19 +12,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from s3prl_varan.report.cells import Cell, read_metrics
-from s3prl_varan.report.table import Row, by_column, leaderboard, short_names
+from s3prl_varan.files import METRICS, read_jsonl
+from s3prl_varan.report.cells import Cell
+from s3prl_varan.report.table import Row, by_column, grouped, leaderboard, short_names
 
-COLORS = [
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#bbbbbb",
-    "#000000",
-]  # Paul Tol's bright scheme
+# Paul Tol's bright scheme
+COLORS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #bbbbbb #000000".split()
 MAX_CLASSES = 20
 MAX_LINES = 8
 
@@ -41,21 +34,28 @@ class Picture:
 def all_pictures(rows: list[Row]) -> list[Picture]:
     """Every figure the rows have data for."""
     chosen = leaderboard(rows)
-    makers = [
-        _bars(chosen),
-        _differences(rows),
-        _curves(chosen),
-        _ablations(rows),
-        _class_maps(chosen),
-        _corpus_maps(chosen),
-    ]
-    return [picture for maker in makers for picture in maker]
+    pictures: list[Picture] = []
+    for (setup, split), held in by_column(chosen).items():
+        pictures += _bars([row for row in held if row.values], f"{setup}", split)
+    for (setup, split), held in by_column(rows).items():
+        pictures += _differences(held, f"{setup}", split)
+    for setup, held in grouped(chosen, lambda row: row.setup).items():
+        pictures += _curves(held, f"{setup}")
+    for held in by_column(rows).values():
+        pictures += _ablations(held)
+    for held in grouped(chosen, lambda row: (row.setup, row.featurizer, row.tuning)).values():
+        pictures += _class_map(held[-1])
+    for upstream, held in grouped(chosen, lambda row: row.setup.upstream).items():
+        pictures += _corpus_map(held, upstream)
+    return pictures
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
+def _axes(width: float, height: float, title: str, **more: Any) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    axes.set_title(title, **{"fontsize": 10, **more})
+    return figure, axes
 
 
 def file_name(*parts: object) -> str:
@@ -63,273 +63,222 @@ def file_name(*parts: object) -> str:
     return re.sub(r"[^\w.-]+", "_", "_".join(str(part) for part in parts)).strip("_")
 
 
-def _bars(rows: list[Row]) -> Iterator[Picture]:
-    for (setup, split), held in by_column(rows).items():
-        held = [row for row in held if row.values]
-        if not held:
-            continue
-        figure, axes = _figure(max(4.0, 1.1 * len(held) + 1.5, 0.09 * len(str(setup))), 3.6)
-        for place, row in enumerate(held):
-            spread, _ = row.spread
-            color = COLORS[place % len(COLORS)]
-            style = {} if row.complete else {"hatch": "//", "alpha": 0.5}
-            axes.bar(
-                place,
-                row.mean,
-                0.7,
-                color=color,
-                yerr=None if math.isnan(spread) else spread,
-                capsize=4,
-                **style,
-            )
-            dots = np.linspace(-0.2, 0.2, len(row.values)) if len(row.values) > 1 else [0.0]
-            axes.plot(
-                place + np.array(dots),
-                list(row.values.values()),
-                ".",
-                color="#333333",
-                markersize=4,
-            )
-        names = [
-            row.method
-            + ("" if row.complete else f"\nincomplete {len(row.values)}/{len(row.expected)}")
-            for row in held
-        ]
-        axes.set_xticks(range(len(held)), names)
-        values = [value for row in held for value in row.values.values()]
-        margin = 0.15 * (max(values) - min(values)) or 1.0
-        axes.set_ylim(
-            max(0.0, min(values) - margin) if min(values) >= 0 else min(values) - margin,
-            max(values) + margin,
+def _missing(row: Row, separator: str = " ") -> str:
+    """What a name says more of an incomplete row."""
+    return "" if row.complete else f"{separator}{len(row.values)}/{len(row.expected)}"
+
+
+def _bars(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
+    """Scores of each method, its cells as dots."""
+    if not rows:
+        return
+    metric = rows[0].metric
+    figure, axes = _axes(max(4.0, 1.1 * len(rows) + 1.5, 0.09 * len(setup)), 3.6, setup)
+    for place, row in enumerate(rows):
+        values, spread = list(row.values.values()), row.spread[0]
+        style: dict[str, Any] = {} if row.complete else {"hatch": "//", "alpha": 0.5}
+        error = None if math.isnan(spread) else spread
+        color = COLORS[place % len(COLORS)]
+        axes.bar(place, row.mean, 0.7, color=color, yerr=error, capsize=4, **style)
+        dots = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
+        axes.plot(place + dots, values, ".", color="#333333", markersize=4)
+    names = [row.method + _missing(row, "\nincomplete ") for row in rows]
+    axes.set_xticks(range(len(rows)), names)
+    values = [value for row in rows for value in row.values.values()]
+    low, high = min(values), max(values)
+    margin = 0.15 * (high - low) or 1.0
+    axes.set_ylim(max(0.0, low - margin) if low >= 0 else low - margin, high + margin)
+    axes.set_ylabel(f"{split} {metric}")
+    caption = (
+        f"{setup}: {metric} on {split}; dots are (fold, seed) cells, bars their means. Mind where "
+        "the axis starts."
+    )
+    yield Picture(file_name("bars", setup, split), caption, figure)
+
+
+def _differences(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
+    """Every setting's paired difference to the baseline, where a bar chart shows too few."""
+    found = [
+        (row, row.difference)
+        for row in rows
+        if row.difference and not math.isnan(row.difference.low)
+    ]
+    if len(found) < 3:
+        return
+    pairs = sorted(found, key=lambda pair: pair[1].mean)  # the largest on top
+    figure, axes = _axes(7.6, 0.32 * len(pairs) + 1.2, setup, loc="right")
+    axes.axvline(0.0, color="#555555", linewidth=1)
+    for place, (row, delta) in enumerate(pairs):
+        better = COLORS[2] if row.goodness(delta.mean) > 0 else COLORS[1]
+        axes.errorbar(
+            delta.mean,
+            place,
+            xerr=[[delta.mean - delta.low], [delta.high - delta.mean]],
+            fmt="o",
+            color=better if delta.significant else COLORS[0],
+            capsize=3,
+            alpha=1.0 if row.complete else 0.4,
         )
-        axes.set_ylabel(f"{split} {held[0].metric}")
-        axes.set_title(str(setup), fontsize=10)
-        caption = f"{setup}: {held[0].metric} on {split}; dots are (fold, seed) cells, bars their means. Mind where the axis starts."
-        yield Picture(file_name("bars", setup, split), caption, figure)
+    names = [row.label + _missing(row) for row, _ in pairs]
+    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    baselines = "\n".join(dict.fromkeys(delta.baseline for _, delta in pairs))  # one a tuning
+    axes.set_xlabel(f"{split} {rows[0].metric}, difference to\n{baselines}")
+    axes.grid(axis="x", alpha=0.3)
+    caption = (
+        f"{setup}: {rows[0].metric} on {split}, paired difference to the baseline of the same "
+        "tuning with its 95 % interval (bootstrap over folds and seeds); green: better, red: "
+        "worse, blue: the interval holds zero; pale: incomplete."
+    )
+    notes = dict.fromkeys(row.usual_note for row, _ in pairs if row.usual)
+    caption += "".join(f" Note: {note}" for note in notes)
+    yield Picture(file_name("differences", setup, split), caption, figure)
 
 
-def _differences(rows: list[Row]) -> Iterator[Picture]:
-    """Every setting's paired difference to the baseline, the largest on top, where there are more than a bar chart shows."""
-    for (setup, split), held in by_column(rows).items():
-        pairs = [
-            (row, row.difference)
-            for row in held
-            if row.difference and not math.isnan(row.difference.low)
-        ]
-        if len(pairs) < 3:
-            continue
-        pairs.sort(key=lambda pair: pair[1].mean)
-        figure, axes = _figure(7.6, 0.32 * len(pairs) + 1.2)
-        axes.axvline(0.0, color="#555555", linewidth=1)
-        for place, (row, found) in enumerate(pairs):
-            color = (
-                COLORS[0]
-                if not found.significant
-                else COLORS[2]
-                if row.sign() * found.mean > 0
-                else COLORS[1]
-            )
-            reach = [[found.mean - found.low], [found.high - found.mean]]
-            axes.errorbar(
-                found.mean,
-                place,
-                xerr=reach,
-                fmt="o",
-                color=color,
-                capsize=3,
-                alpha=1.0 if row.complete else 0.4,
-            )
-        names = [
-            row.label + ("" if row.complete else f" {len(row.values)}/{len(row.expected)}")
-            for row, _ in pairs
-        ]
-        axes.set_yticks(range(len(pairs)), names, fontsize=8)
-        baselines = "\n".join(
-            dict.fromkeys(found.baseline for _, found in pairs)
-        )  # one for each tuning
-        axes.set_xlabel(f"{split} {held[0].metric}, difference to\n{baselines}")
-        axes.set_title(str(setup), fontsize=10, loc="right")
-        axes.grid(axis="x", alpha=0.3)
-        caption = (
-            f"{setup}: {held[0].metric} on {split}, paired difference to the baseline of the same tuning with its 95 % interval "
-            "(bootstrap over folds and seeds); green: better, red: worse, blue: the interval holds zero; pale: incomplete."
-        )
-        caption += "".join(
-            f" Note: {note}"
-            for note in dict.fromkeys(row.usual_note for row, _ in pairs if row.usual)
-        )
-        yield Picture(file_name("differences", setup, split), caption, figure)
-
-
-def _curves(rows: list[Row]) -> Iterator[Picture]:
-    for setup in dict.fromkeys(row.setup for row in rows):
-        held = {(row.featurizer, row.tuning): row for row in rows if row.setup == setup}
-        figure, axes = _figure(5.6, 3.8)
-        drawn = False
-        for place, row in enumerate(held.values()):
-            curves = [
-                curve
-                for curve in (_dev_curve(cell, row.metric) for cell in row.cells.values())
-                if curve
-            ]
-            if not curves:
-                continue
-            drawn, color = True, COLORS[place % len(COLORS)]
-            for curve in curves:
-                axes.plot(list(curve), list(curve.values()), color=color, alpha=0.2, linewidth=0.8)
-            common = sorted(set.intersection(*(set(curve) for curve in curves)))
-            axes.plot(
-                common,
-                [np.mean([curve[step] for curve in curves]) for step in common],
-                color=color,
-                label=row.method,
-            )
-        if not drawn:
-            continue
-        axes.set_xlabel("step")
-        axes.set_ylabel(f"dev {next(iter(held.values())).metric}")
-        axes.set_title(str(setup), fontsize=10)
-        axes.legend(fontsize=8)
-        caption = f"{setup}: the metric on dev while training; thin: cells, thick: means over the steps all cells have."
-        yield Picture(file_name("dev_curves", setup), caption, figure)
+def _curves(rows: list[Row], setup: str) -> Iterator[Picture]:
+    """The metric on dev while training."""
+    figure, axes = _axes(5.6, 3.8, setup)
+    methods = {(row.featurizer, row.tuning): row for row in rows}
+    for place, row in enumerate(methods.values()):
+        found = [_dev_curve(cell, row.metric) for cell in row.cells.values()]
+        curves, color = [curve for curve in found if curve], COLORS[place % len(COLORS)]
+        for curve in curves:
+            axes.plot(list(curve), list(curve.values()), color=color, alpha=0.2, linewidth=0.8)
+        if curves:
+            common = sorted(set.intersection(*map(set, curves)))
+            means = [np.mean([curve[step] for curve in curves]) for step in common]
+            axes.plot(common, means, color=color, label=row.method)
+    if not axes.lines:
+        return
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"dev {rows[0].metric}")
+    axes.legend(fontsize=8)
+    caption = (
+        f"{setup}: the metric on dev while training; thin: cells, thick: means over the steps all "
+        "cells have."
+    )
+    yield Picture(file_name("dev_curves", setup), caption, figure)
 
 
 def _dev_curve(cell: Cell, metric: str) -> dict[int, float]:
-    """Step -> metric on dev, in the order of steps; after a resume the later row of a step counts."""
+    """Step -> metric on dev, in order; after a resume the later row of a step counts."""
     points = {
         row["step"]: row[metric]
-        for row in read_metrics(cell.path)
+        for row in read_jsonl(cell.path / METRICS)
         if str(row.get("split", "")).startswith("dev") and metric in row
     }
     return dict(sorted(points.items()))
 
 
-def _class_maps(rows: list[Row]) -> Iterator[Picture]:
-    """Mean q(l|x) per class, for methods whose weights depend on the input."""
-    for row in {(row.setup, row.featurizer, row.tuning): row for row in rows}.values():
-        maps = [
-            found
-            for found in (_class_means(cell) for cell in row.cells.values() if cell.done)
-            if found
-        ]
-        if not maps:
-            continue
-        classes, layers = sorted({name for found in maps for name in found}), _first_layers(row)
-        means = np.array(
-            [np.mean([found[name] for found in maps if name in found], axis=0) for name in classes]
-        )
-        if (
-            len(classes) < 2
-            or len(classes) > MAX_CLASSES
-            or means.shape[1] != len(layers)
-            or np.ptp(means, axis=0).max() < 1e-5
-        ):
-            continue
-        figure, axes = _figure(0.55 * len(layers) + 2.6, 0.36 * len(classes) + 1.4)
-        _heat(figure, axes, means, classes, layers)
-        axes.set_title(f"{row.method}: {row.setup}", fontsize=9)
-        caption = f"{row.setup}: mean q(l|x) of {row.label} per class, over the test clips of {len(maps)} cells."
-        yield Picture(file_name("layers_per_class", row.setup, row.method), caption, figure)
+# ---- heat maps
 
 
-def _first_layers(row: Row) -> list[int]:
-    return next((cell.layers for cell in row.cells.values() if cell.done), [])
+def _class_map(row: Row) -> Iterator[Picture]:
+    """Mean q(l|x) per class, for a method whose weights depend on the input."""
+    maps = [found for found in map(_class_means, row.finished) if found]
+    classes = sorted({name for found in maps for name in found})
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        return
+    means = np.array(
+        [np.mean([found[name] for found in maps if name in found], axis=0) for name in classes]
+    )
+    layers = row.finished[0].layers
+    if means.shape[1] != len(layers) or np.ptp(means, axis=0).max() < 1e-5:
+        return
+    title = f"{row.method}: {row.setup}"
+    caption = (
+        f"{row.setup}: mean q(l|x) of {row.label} per class, over the test clips of {len(maps)} "
+        "cells."
+    )
+    name = file_name("layers_per_class", row.setup, row.method)
+    yield Picture(name, caption, _heat_map(2.6, title, means, classes, layers))
 
 
 def _class_means(cell: Cell) -> dict[str, np.ndarray]:
-    """Class -> mean weights [N] from layer_weights.csv; empty where there is none or it has too many labels."""
+    """Class -> mean weights [N] from layer_weights.csv; empty for none or too many labels."""
     path = cell.path / "layer_weights.csv"
     if not path.is_file():
         return {}
-    sums: dict[str, list[list[float]]] = defaultdict(list)
+    weights: dict[str, list[list[float]]] = defaultdict(list)
     with open(path, newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            sums[line["label"]].append(
-                [float(value) for key, value in line.items() if key.startswith("layer")]
-            )
-            if len(sums) > MAX_CLASSES:
+            held = [float(value) for key, value in line.items() if key.startswith("layer")]
+            weights[line["label"]].append(held)
+            if len(weights) > MAX_CLASSES:
                 return {}
-    return {name: np.mean(values, axis=0) for name, values in sums.items()}
+    return {name: np.mean(values, axis=0) for name, values in weights.items()}
 
 
-def _corpus_maps(rows: list[Row]) -> Iterator[Picture]:
-    """Mean weight per layer, a row per corpus and method, a picture per upstream."""
-    for upstream in dict.fromkeys(row.setup.upstream for row in rows):
-        lines: dict[str, dict[int, float]] = {}
-        for row in rows:
-            cells = [
-                cell
-                for cell in row.cells.values()
-                if len(cell.layers) > 1 and row.split in cell.layer_weights
-            ]
-            if row.setup.upstream != upstream or not cells:
-                continue
-            name = f"{row.setup.downstream} / {row.setup.corpus} / {row.split}: {row.method}"
-            means = np.mean(
-                [cell.layer_weights[row.split] for cell in cells if cell.layers == cells[0].layers],
-                axis=0,
-            )
-            lines[name] = dict(zip(cells[0].layers, means, strict=True))
-        if not lines:
-            continue
-        layers = sorted({layer for line in lines.values() for layer in line})
-        grid = np.array(
-            [[line.get(layer, math.nan) for layer in layers] for line in lines.values()]
-        )
-        figure, axes = _figure(0.55 * len(layers) + 4.6, 0.36 * len(lines) + 1.4)
-        _heat(figure, axes, grid, list(lines), layers)
-        axes.set_title(upstream, fontsize=9)
-        caption = f"{upstream}: mean weight of each hidden state per corpus; blank where a method does not read it."
-        yield Picture(file_name("layers_per_corpus", upstream), caption, figure)
+def _corpus_map(rows: list[Row], upstream: str) -> Iterator[Picture]:
+    """Mean weight per layer of an upstream, a line per corpus and method."""
+    lines: dict[str, dict[int, float]] = {}
+    for row in rows:
+        cells = [
+            cell
+            for cell in row.cells.values()
+            if len(cell.layers) > 1 and row.split in cell.layer_weights
+        ]
+        if cells:
+            layers, setup = cells[0].layers, row.setup
+            alike = [cell.layer_weights[row.split] for cell in cells if cell.layers == layers]
+            means = dict(zip(layers, np.mean(alike, axis=0), strict=True))
+            lines[f"{setup.downstream} / {setup.corpus} / {row.split}: {row.method}"] = means
+    if not lines:
+        return
+    layers = sorted({layer for line in lines.values() for layer in line})
+    grid = np.array([[line.get(layer, math.nan) for layer in layers] for line in lines.values()])
+    caption = (
+        f"{upstream}: mean weight of each hidden state per corpus; blank where a method does not "
+        "read it."
+    )
+    figure = _heat_map(4.6, upstream, grid, list(lines), layers)
+    yield Picture(file_name("layers_per_corpus", upstream), caption, figure)
 
 
-def _heat(figure: Figure, axes: Any, grid: np.ndarray, names: list[str], layers: list[int]) -> None:
+def _heat_map(
+    margin: float, title: str, grid: np.ndarray, names: list[str], layers: list[int]
+) -> Figure:
+    """grid: [len(names), len(layers)]; margin: inches beside it."""
+    size = 0.55 * len(layers) + margin, 0.36 * len(names) + 1.4
+    figure, axes = _axes(*size, title, fontsize=9)
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlabel("hidden state (0 = encoder input)")
     figure.colorbar(image, ax=axes, label="mean weight")
+    return figure
+
+
+# ---- ablations
 
 
 def _ablations(rows: list[Row]) -> Iterator[Picture]:
-    """One picture per setup, split and setting that takes several values: a line for each way the rest was set."""
-    for held in by_column(rows).values():
-        keys = sorted({key for row in held for key in row.settings})
-        groups = defaultdict(list)
-        for row in held:
-            if row.values:
-                groups[row.featurizer, row.tuning].append(row)
-        varied = [
-            key for key in keys if any(_takes_several(key, group) for group in groups.values())
-        ]
-        names = short_names(varied)
-        for key in varied:
-            lines = [line for group in groups.values() for line in _lines(key, group)]
-            if lines:
-                yield _draw_ablation(key, names, lines, held)
+    """One picture per setting that takes several values: a line for each way the rest was set."""
+    methods = grouped((row for row in rows if row.values), lambda row: (row.featurizer, row.tuning))
+
+    def varies(key: str) -> bool:
+        held = (
+            [row.settings[key] for row in one if key in row.settings] for one in methods.values()
+        )
+        return any(len(set(map(repr, values))) > 1 for values in held)
+
+    varied = [key for key in sorted({key for row in rows for key in row.settings}) if varies(key)]
+    names = short_names(varied)
+    for key in varied:
+        lines = [line for method in methods.values() for line in _lines(key, method)]
+        if lines:
+            yield _draw_ablation(key, names, lines, rows)
 
 
-def _takes_several(key: str, group: list[Row]) -> bool:
-    return len({repr(row.settings[key]) for row in group if key in row.settings}) > 1
-
-
-def _lines(key: str, group: list[Row]) -> list[list[Row]]:
+def _lines(key: str, rows: list[Row]) -> list[list[Row]]:
     """Rows that differ in `key` alone, in the order of its values; the longest lines first."""
-    lines = defaultdict(list)
-    for row in group:
-        if key in row.settings:
-            rest = {
-                other: repr(value)
-                for other, value in row.settings.items()
-                if other != key and not _depends(other, key)
-            }
-            lines[row.method, tuple(sorted(rest.items()))].append(row)
-    ordered = [
-        sorted(line, key=lambda row: _order(row.settings[key]))
-        for line in lines.values()
-        if len(line) > 1
-    ]
-    return sorted(ordered, key=len, reverse=True)
+
+    def rest(row: Row) -> list[str]:
+        others = {other: one for other, one in row.settings.items() if not _depends(other, key)}
+        return sorted(f"{other}={one!r}" for other, one in others.items() if other != key)
+
+    lines = grouped((row for row in rows if key in row.settings), lambda row: str(rest(row)))
+    ordered = [sorted(line, key=lambda row: _order(row.settings[key])) for line in lines.values()]
+    return sorted((line for line in ordered if len(line) > 1), key=len, reverse=True)
 
 
 def _depends(other: str, key: str) -> bool:
@@ -339,75 +288,63 @@ def _depends(other: str, key: str) -> bool:
     return key.endswith(".head") and other.endswith(".head_dim")
 
 
-def _order(value: Any) -> tuple[int, Any]:
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return (0, value) if numeric else (1, str(value))
+def _order(value: Any) -> tuple[bool, Any]:
+    """Sort key: numbers first."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return (False, value) if numeric else (True, str(value))
 
 
 def _draw_ablation(
-    key: str, names: dict[str, str], lines: list[list[Row]], held: list[Row]
+    key: str, names: dict[str, str], lines: list[list[Row]], rows: list[Row]
 ) -> Picture:
-    """`names`: short name of every varied setting; `lines` as of _lines; `held`: all rows of the setup."""
-    setup, split, metric = held[0].setup, held[0].split, held[0].metric
+    """names: short name of every varied setting. lines: as of _lines. rows: all of the setup."""
+    setup, split, metric = rows[0].setup, rows[0].split, rows[0].metric
     values = {repr(row.settings[key]): row.settings[key] for line in lines for row in line}
-    places = {
-        text: place
-        for place, text in enumerate(sorted(values, key=lambda text: _order(values[text])))
-    }
+    ticks = sorted(values, key=lambda text: _order(values[text]))
     pairs = set.intersection(*(set(row.values) for line in lines for row in line))
-    figure, axes = _figure(max(4.6, 0.9 * len(places) + 2.4), 3.6)
+    figure, axes = _axes(max(4.6, 0.9 * len(ticks) + 2.4), 3.6, str(setup))
     for number, line in enumerate(lines):
         points = [[row.values[pair] for pair in sorted(pairs or row.values)] for row in line]
+        errors = [
+            np.std(one, ddof=1) / math.sqrt(len(one)) if len(one) > 1 else 0 for one in points
+        ]
         others = [other for other in names if other != key and other in line[0].settings]
         rest = ", ".join(f"{names[other]}={line[0].settings[other]}" for other in others)
         label = f"{line[0].method} ({rest})" if rest else line[0].method
-        where = np.array([places[repr(row.settings[key])] for row in line])
-        numeric = all(_order(row.settings[key])[0] == 0 for row in line)
+        shown = number < MAX_LINES
+        aside = min(number, MAX_LINES) - min(len(lines) - 1, MAX_LINES) / 2  # not one on another
+        where = np.array([ticks.index(repr(row.settings[key])) for row in line])
+        named = any(_order(row.settings[key])[0] for row in line)  # no way between names
         axes.errorbar(
-            where
-            + 0.06
-            * (
-                min(number, MAX_LINES) - min(len(lines) - 1, MAX_LINES) / 2
-            ),  # side by side, not one on the other
+            where + 0.06 * aside,
             [np.mean(point) for point in points],
-            [
-                np.std(point, ddof=1) / math.sqrt(len(point)) if len(point) > 1 else 0.0
-                for point in points
-            ],
+            errors,
             marker="o",
-            linestyle="-" if numeric else "none",  # categories have no way between them
+            linestyle="none" if named else "-",
             capsize=3,
-            color=COLORS[number] if number < MAX_LINES else "#dddddd",
-            label=label if number < MAX_LINES else None,
+            color=COLORS[number] if shown else "#dddddd",
+            label=label if shown else None,
         )
-    _draw_baselines(axes, held, lines, pairs)
-    axes.set_xticks(list(places.values()), [str(values[text]) for text in places])
+    _draw_baselines(axes, rows, lines, pairs)
+    axes.set_xticks(range(len(ticks)), [str(values[text]) for text in ticks])
     axes.set_xlabel(names[key])
     axes.set_ylabel(f"{split} {metric}")
-    axes.set_title(str(setup), fontsize=10)
     axes.legend(fontsize=7)
-    shared = (
-        f"the {len(pairs)} (fold, seed) cells all points share"
-        if pairs
-        else "cells that differ between points"
-    )
+    over = f"the {len(pairs)} (fold, seed) cells all points share"
     caption = (
-        f"{setup}: {metric} on {split} against {names[key]}; mean and standard error over {shared}."
+        f"{setup}: {metric} on {split} against {names[key]}; mean and standard error over "
+        f"{over if pairs else 'cells that differ between points'}."
     )
     return Picture(file_name("ablation", names[key], setup, split), caption, figure)
 
 
-def _draw_baselines(axes: Any, held: list[Row], lines: list[list[Row]], pairs: set) -> None:
+def _draw_baselines(axes: Any, rows: list[Row], lines: list[list[Row]], pairs: set) -> None:
     """A dashed level for each method that is not itself varied here, over the same cells."""
-    varied = {(row.featurizer, row.tuning) for line in lines for row in line}
-    for row in leaderboard(held):
+    varied = {row.method for line in lines for row in line}
+    for row in leaderboard(rows):
         values = [row.values[pair] for pair in pairs if pair in row.values]
-        if (row.featurizer, row.tuning) not in varied and len(values) == len(pairs) and values:
-            axes.axhline(float(np.mean(values)), linestyle="--", linewidth=1, color="#555555")
-            axes.annotate(
-                row.method,
-                (0.01, float(np.mean(values))),
-                xycoords=("axes fraction", "data"),
-                fontsize=7,
-                va="bottom",
-            )
+        if values and row.method not in varied and len(values) == len(pairs):
+            level = float(np.mean(values))
+            axes.axhline(level, linestyle="--", linewidth=1, color="#555555")
+            place = {"xycoords": ("axes fraction", "data"), "fontsize": 7, "va": "bottom"}
+            axes.annotate(row.method, (0.01, level), **place)

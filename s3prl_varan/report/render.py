@@ -1,282 +1,289 @@
-"""Rows as Markdown, LaTeX (booktabs) and CSV."""
+"""Tables of rows, and how they are written: Markdown, LaTeX (booktabs), CSV, one HTML page."""
 
+import base64
 import csv
+import html
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from s3prl_varan.report.table import Row, by_column, leaderboard, method_order
 
 LEGEND = (
-    "± is the standard deviation over seeds of the mean over folds (with † over folds: a single seed). "
-    "Δ is the paired difference to {baseline} of the same tuning, in points, with a 95 % bootstrap interval over (fold, seed) "
-    "pairs; * marks an interval without zero. With few pairs the interval is too narrow: read it as a lower bound of the doubt. "
-    "Bold: best complete row of its column. A method with several settings shows the one best on dev."
+    "± is the standard deviation over seeds of the mean over folds (with † over folds: a single "
+    "seed). Δ is the paired difference to {baseline} of the same tuning, in points, with a 95 % "
+    "bootstrap interval over (fold, seed) pairs; * marks an interval without zero. With few pairs "
+    "the interval is too narrow: read it as a lower bound of the doubt. Bold: best complete row of "
+    "its column. A method with several settings shows the one best on dev."
 )
+SETTINGS_LEGEND = (
+    "Still rising: cells whose best dev figure came in the last tenth of their steps; where there "
+    "are many, the budget was too short to compare. Of many settings about one in twenty seems to "
+    "differ (*) by chance alone."
+)
+SETTINGS_HEADER = (
+    "setup", "split", "metric", "method", "test", "dev", "Δ [95 %]", "cells", "still rising",
+    "steps", "seconds",
+)  # fmt: skip
+CELLS_HEADER = (
+    "setup", "method", "fold", "seed", "status", "split", "test", "dev", "best step", "steps",
+    "folder", "note",
+)  # fmt: skip
+CSV_HEADER = (
+    "upstream", "downstream", "corpus", "split", "metric", "featurizer", "tuning", "variant",
+    "mean", "std", "std_over", "dev_mean", "cells", "expected_cells", "complete", "best",
+    "baseline", "difference", "ci_low", "ci_high", "pairs", "still_rising",
+)  # fmt: skip
+BOLD, END = "\x01", "\x02"  # around what is to be bold, until it is written
 
 
-def score_text(row: Row, bold: Callable[[str], str]) -> str:
+class Table(NamedTuple):
+    """A header and lines of equal length."""
+
+    header: list[str]
+    body: list[list[str]]
+
+
+# ---- tables
+
+
+def score_text(row: Row) -> str:
     """ "68.5 ± 0.4", or how much of an incomplete row is there."""
     if not row.complete:
         so_far = f" ({row.mean:.1f} so far)" if row.values else ""
-        return f"incomplete {len(row.values)}/{len(row.expected)}{so_far}"
+        return f"incomplete {_count(row)}{so_far}"
     spread, over = row.spread
-    text = f"{row.mean:.1f}" + (
-        f" ± {spread:.1f}{'†' if over == 'folds' else ''}" if not math.isnan(spread) else ""
-    )
-    return bold(text) if row.best else text
+    text = f"{row.mean:.1f}"
+    if not math.isnan(spread):
+        text += f" ± {spread:.1f}{'†' if over == 'folds' else ''}"
+    return f"{BOLD}{text}{END}" if row.best else text
 
 
 def difference_text(row: Row) -> str:
     """ "+1.2 [-0.3, +2.6]", with * where the interval leaves out zero."""
-    difference = row.difference
-    if difference is None:
+    found = row.difference
+    if found is None:
         return ""
-    if difference.pairs < 2:
-        return f"{difference.mean:+.1f} (one pair)"
-    star = "*" if difference.significant else ""
-    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]{star}"
+    if found.pairs < 2:
+        return f"{found.mean:+.1f} (one pair)"
+    star = "*" if found.significant else ""
+    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{star}"
 
 
-def leaderboard_table(
-    rows: list[Row], bold: Callable[[str], str]
-) -> tuple[list[str], list[list[str]]]:
-    """(header, body): a row per featurizer and tuning; per setup the score, the difference and the number of cells."""
+def _count(row: Row) -> str:
+    return f"{len(row.values)}/{len(row.expected)}"
+
+
+def leaderboard_table(rows: list[Row]) -> Table:
+    """A row per featurizer and tuning; per setup the score, the difference, the number of cells."""
     chosen = leaderboard(rows)
     columns = by_column(chosen)
-    header = ["method"]
+    table = Table(["method"], [])
     for (setup, split), held in columns.items():
         direction = "↑" if held[0].higher_is_better else "↓"
         name = f"{setup}, {split} {held[0].metric} {direction}"
-        header += [name, "Δ [95 %]", "cells"]
-    body = []
+        table.header.extend([name, "Δ [95 %]", "cells"])
     for method in dict.fromkeys(row.method for row in sorted(chosen, key=method_order)):
-        line = [method]
+        table.body.append([method])
         for held in columns.values():
-            row = next((row for row in held if row.method == method), None)
-            if row is None:
-                line += ["", "", ""]
-            else:
-                line += [
-                    score_text(row, bold),
-                    difference_text(row),
-                    f"{len(row.values)}/{len(row.expected)}",
-                ]
-        body.append(line)
-    return header, body
+            shown = [row for row in held if row.method == method]
+            texts = [[score_text(row), difference_text(row), _count(row)] for row in shown]
+            table.body[-1].extend(texts[0] if texts else [""] * 3)
+    return table
 
 
-def chosen_notes(rows: list[Row]) -> list[str]:
-    """Which setting of a method stands in the leaderboard, where there were several, and what their labels leave out."""
-    notes = []
-    for row in leaderboard(rows):
-        siblings = [other for other in rows if _group(other) == _group(row)]
-        if len(siblings) > 1:
-            notes.append(
-                f"{row.setup}, {row.split}: {row.label} was best on dev of {len(siblings)} settings of {row.method}."
-            )
-    for row in {_group(row): row for row in rows if row.usual}.values():
-        notes.append(f"{row.setup}, {row.split}: {row.usual_note}")
-    return notes
+def settings_table(rows: list[Row]) -> Table:
+    """Every setting of every method, best on dev first."""
 
+    def order(row: Row) -> float:
+        return -row.goodness(row.dev_mean) if row.values else math.inf
 
-def _group(row: Row) -> tuple:
-    return row.setup, row.split, row.method
-
-
-SETTINGS_HEADER = [
-    "setup",
-    "split",
-    "metric",
-    "method",
-    "test",
-    "dev",
-    "Δ [95 %]",
-    "cells",
-    "still rising",
-    "steps",
-    "seconds",
-]
-
-
-def settings_table(
-    rows: list[Row], bold: Callable[[str], str]
-) -> tuple[list[str], list[list[str]]]:
-    """(header, body): every setting of every method, best on dev first."""
     body = []
     for held in by_column(rows).values():
-        for row in sorted(
-            held, key=lambda row: -row.sign() * row.dev_mean if row.values else math.inf
-        ):
-            done = [cell for cell in row.cells.values() if cell.done]
-            steps = [cell.steps for cell in done]
-            seconds = [cell.seconds for cell in done if cell.seconds]
+        for row in sorted(held, key=order):
+            steps = sorted({cell.steps for cell in row.finished})
+            seconds = [cell.seconds for cell in row.finished if cell.seconds]
             body.append(
                 [
-                    str(row.setup),
-                    row.split,
-                    row.metric,
-                    row.label,
-                    score_text(row, bold),
+                    *(str(row.setup), row.split, row.metric, row.label, score_text(row)),
                     "" if math.isnan(row.dev_mean) else f"{row.dev_mean:.1f}",
-                    difference_text(row),
-                    f"{len(row.values)}/{len(row.expected)}",
-                    f"{row.rising}/{len(done)}",
-                    "-".join(str(step) for step in sorted({min(steps), max(steps)}))
-                    if steps
-                    else "",
+                    *(difference_text(row), _count(row), f"{row.rising}/{len(row.finished)}"),
+                    "-".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
                     f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
                 ]
             )
-    return SETTINGS_HEADER, body
+    return Table([*SETTINGS_HEADER], body)
 
 
-SETTINGS_LEGEND = (
-    "Still rising: cells whose best dev figure came in the last tenth of their steps; where there are many, the budget was too "
-    "short to compare. Of many settings about one in twenty seems to differ (*) by chance alone."
-)
-CELLS_HEADER = [
-    "setup",
-    "method",
-    "fold",
-    "seed",
-    "status",
-    "split",
-    "test",
-    "dev",
-    "best step",
-    "steps",
-    "folder",
-    "note",
-]
-
-
-def cells_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """(header, body): every experiment, and every (fold, seed) a method lacks."""
+def cells_table(rows: list[Row]) -> Table:
+    """Every experiment, and every (fold, seed) a method lacks."""
     body = []
     for row in rows:
         for key in sorted(row.expected | set(row.cells)):
-            cell, value = row.cells.get(key), row.values.get(key)
-            line = [str(row.setup), row.label, key[0], str(key[1])]
+            cell, line = row.cells.get(key), [str(row.setup), row.label, key[0], str(key[1])]
             if cell is None:
                 body.append([*line, "incomplete: missing", row.split, *[""] * 6])
                 continue
             status = "done" if cell.done else f"incomplete: {cell.status}"
-            shown = [
-                _number(value),
-                _number(cell.dev.get(row.metric)),
-                str(cell.best_step or ""),
-                str(cell.steps or ""),
+            figures = _number(row.values.get(key)), _number(cell.dev.get(row.metric))
+            steps = str(cell.best_step or ""), str(cell.steps or "")
+            body.append([*line, status, row.split, *figures, *steps, str(cell.path), cell.note])
+    return Table([*CELLS_HEADER], body)
+
+
+def figures_table(rows: list[Row]) -> Table:
+    """Every row with all its figures, for programs.
+
+    An incomplete one has complete=0 and a mean over what is there.
+    """
+    body = []
+    for row in rows:
+        (spread, over), delta = row.spread, row.difference
+        setup, difference = row.setup, [""] * 5
+        if delta is not None:
+            numbers = map(_number, (delta.mean, delta.low, delta.high))
+            difference = [delta.baseline, *numbers, str(delta.pairs)]
+        counts = (len(row.values), len(row.expected), int(row.complete), int(row.best))
+        body.append(
+            [
+                *(setup.upstream, setup.downstream, setup.corpus, row.split, row.metric),
+                *(row.featurizer, row.tuning),
+                "; ".join(f"{name}={value}" for name, value in row.variant.items()),
+                *(_number(row.mean), _number(spread), over, _number(row.dev_mean)),
+                *map(str, counts),
+                *difference,
+                str(row.rising),
             ]
-            body.append([*line, status, row.split, *shown, str(cell.path), cell.note])
-    return CELLS_HEADER, body
-
-
-def markdown(header: list[str], body: list[list[str]]) -> str:
-    """A pipe table."""
-    lines = [header, ["---"] * len(header), *body]
-    return (
-        "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
         )
-        + "\n"
+    return Table([*CSV_HEADER], body)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def chosen_notes(rows: list[Row]) -> list[str]:
+    """Which setting of a method stands in the leaderboard, and what its labels leave out."""
+
+    def place(row: Row) -> tuple[object, ...]:
+        return row.setup, row.split, row.method
+
+    notes = []
+    for row in leaderboard(rows):
+        count = sum(place(other) == place(row) for other in rows)
+        if count > 1:
+            best = f"{row.label} was best on dev of {count} settings of {row.method}"
+            notes.append(f"{row.setup}, {row.split}: {best}.")
+    usual = {place(row): row for row in rows if row.usual}
+    notes += [f"{row.setup}, {row.split}: {row.usual_note}" for row in usual.values()]
+    return notes
+
+
+# ---- Markdown, LaTeX, CSV
+
+
+def markdown(table: Table) -> str:
+    """A pipe table."""
+    lines = [table.header, ["---"] * len(table.header), *table.body]
+    text = "\n".join(
+        f"| {' | '.join(one.replace('|', chr(92) + '|') for one in line)} |" for line in lines
     )
+    return text.replace(BOLD, "**").replace(END, "**") + "\n"
 
 
-def bold_markdown(text: str) -> str:
-    """**text**"""
-    return f"**{text}**"
-
-
-def latex(header: list[str], body: list[list[str]], caption: str) -> str:
+def latex(table: Table, caption: str) -> str:
     """A booktabs table; needs \\usepackage{booktabs}."""
-    columns = "l" + "r" * (len(header) - 1)
+    header, *body = (
+        f"    {' & '.join(map(escape_latex, line))} \\\\" for line in [table.header, *table.body]
+    )
     lines = [
         "% \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
         f"  \\caption{{{escape_latex(caption)}}}",
-        f"  \\begin{{tabular}}{{{columns}}}",
-        "    \\toprule",
-        f"    {' & '.join(escape_latex(cell) for cell in header)} \\\\",
-        "    \\midrule",
-        *(f"    {' & '.join(escape_latex(cell) for cell in line)} \\\\" for line in body),
-        "    \\bottomrule",
+        f"  \\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        *("    \\toprule", header, "    \\midrule", *body, "    \\bottomrule"),
         "  \\end{tabular}",
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
 
 
-_LATEX = {
-    "\\": "\\textbackslash{}",
+LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "±": "$\\pm$",
-    "Δ": "$\\Delta$",
-    "†": "$^\\dagger$",
-    "↑": "$\\uparrow$",
-    "↓": "$\\downarrow$",
-    "\x01": "\\textbf{",
-    "\x02": "}",
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
+    **{
+        "±": "$\\pm$",
+        "Δ": "$\\Delta$",
+        "†": "$^\\dagger$",
+        "↑": "$\\uparrow$",
+        "↓": "$\\downarrow$",
+    },
+    **{BOLD: "\\textbf{", END: "}"},
 }
 
 
 def escape_latex(text: str) -> str:
-    """Text as LaTeX shows it; what `bold_latex` marked comes out bold."""
-    return "".join(_LATEX.get(char, char) for char in text)
+    """Text as LaTeX shows it."""
+    return "".join(LATEX.get(char, char) for char in text)
 
 
-def bold_latex(text: str) -> str:
-    """Marked for \\textbf; the braces come with escape_latex."""
-    return f"\x01{text}\x02"
+def csv_text(table: Table) -> str:
+    """Lines of comma-separated values."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.header, *table.body])
+    return text.getvalue()
 
 
-CSV_HEADER = [
-    "upstream", "downstream", "corpus", "split", "metric", "featurizer", "tuning", "variant", "mean", "std", "std_over",
-    "dev_mean", "cells", "expected_cells", "complete", "best", "baseline", "difference", "ci_low", "ci_high", "pairs",
-    "still_rising",
-]  # fmt: skip
+# ---- HTML, pictures inside it: opens anywhere, fetches nothing
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
+td.incomplete { color: #a33; font-style: italic; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; }
+figcaption, .legend { color: #555; font-size: 13px; }
+"""
 
 
-def rows_csv(rows: list[Row]) -> str:
-    """Every row with all its figures; an incomplete one has complete=0 and a mean over what is there."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for row in rows:
-        spread, over = row.spread
-        delta = row.difference
-        variant = "; ".join(f"{name}={value}" for name, value in row.variant.items())
-        writer.writerow(
-            [row.setup.upstream, row.setup.downstream, row.setup.corpus, row.split, row.metric]
-            + [row.featurizer, row.tuning, variant]
-            + [_number(row.mean), _number(spread), over, _number(row.dev_mean)]
-            + [len(row.values), len(row.expected), int(row.complete), int(row.best)]
-            + (
-                [
-                    delta.baseline,
-                    _number(delta.mean),
-                    _number(delta.low),
-                    _number(delta.high),
-                    delta.pairs,
-                ]
-                if delta
-                else [""] * 5
-            )
-            + [row.rising]
-        )
-    return table.getvalue()
+def html_table(table: Table) -> str:
+    """A table; what is incomplete has another colour."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in table.header)
+    lines = "".join(f"<tr>{''.join(map(_html_cell, line))}</tr>\n" for line in table.body)
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody>'
+        "</table></div>"
+    )
 
 
-def cells_csv(rows: list[Row]) -> str:
-    """The table of cells as CSV."""
-    table = io.StringIO()
-    header, body = cells_table(rows)
-    csv.writer(table, lineterminator="\n").writerows([header, *body])
-    return table.getvalue()
+def _html_cell(text: str) -> str:
+    kind = ' class="incomplete"' if text.startswith("incomplete") else ""
+    return f"<td{kind}>{html.escape(text).replace(BOLD, '<b>').replace(END, '</b>')}</td>"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.4f}"
+def html_picture(png: bytes, caption: str) -> str:
+    """A figure with the picture inside the page."""
+    data, text = base64.b64encode(png).decode(), html.escape(caption, quote=True)
+    image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def html_notes(lines: Iterable[str]) -> str:
+    """Notes, one under the other."""
+    return "\n".join(f'<p class="legend">{html.escape(line)}</p>' for line in lines)
+
+
+def html_page(title: str, sections: dict[str, str]) -> str:
+    """The whole page; sections: heading -> HTML."""
+    name = html.escape(title)
+    parts = "\n".join(f"<h2>{html.escape(head)}</h2>\n{text}" for head, text in sections.items())
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>'
+        f"\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n{parts}\n</body>\n</html>\n"
+    )

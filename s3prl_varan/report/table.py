@@ -1,26 +1,37 @@
-"""From cells to rows: one method in one setup, its mean over folds and seeds, its spread, its difference to a baseline.
+"""From cells to rows: one method in one setup, its mean, its spread, its difference to a baseline.
 
     value of a row    mean over its (fold, seed) cells
-    spread            standard deviation, over seeds, of the mean over folds; with a single seed, over folds
-    difference        mean of (method - baseline) over the cells with the same fold and seed; its 95 % interval is the
-                      percentile bootstrap over those pairs (Efron and Tibshirani 1993, ch. 13)
+    spread            standard deviation, over seeds, of the mean over folds; with a single seed,
+                      over folds
+    difference        mean of (method - baseline) over the cells with the same fold and seed; its
+                      95 % interval is the percentile bootstrap over those pairs (Efron and
+                      Tibshirani 1993, ch. 13)
 
-A row that lacks a (fold, seed) which another row of its setup has is incomplete: it is never called best.
+A row that lacks a (fold, seed) which another row of its setup has is incomplete: it is never called
+best.
 """
 
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
 from s3prl_varan.errors import UserError, did_you_mean
+from s3prl_varan.files import RESULT
 from s3prl_varan.report.cells import Cell, Setup
 
 DRAWS = 10_000
 LATE = 0.9  # a best dev step in the last tenth of the budget: it might still have risen
+GOES_DOWN = ("loss", "nll", "kl", "wer", "cer", "uer", "per", "eer", "der", "mse", "mae")
+FEATURIZERS = ("layer", "last_layer", "weighted_sum", "varan")  # in the order of tables
+TUNINGS = ("frozen", "lora", "finetune")
+Values = dict[tuple[str, int], float]  # by (fold, seed)
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,12 +63,8 @@ class Row:
     settings: dict[str, Any]
     cells: dict[tuple[str, int], Cell]  # by (fold, seed), finished or not
     expected: set[tuple[str, int]]
-    variant: dict[str, Any] = field(
-        default_factory=dict
-    )  # the settings that tell it from its siblings, by short name
-    usual: dict[str, Any] = field(
-        default_factory=dict
-    )  # of what all siblings have a value of, the one that most have
+    variant: dict[str, Any] = field(default_factory=dict)  # what tells it from its siblings
+    usual: dict[str, Any] = field(default_factory=dict)  # what most siblings have of that
     difference: Difference | None = None
     best: bool = False
 
@@ -68,7 +75,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The method, with what tells it from its siblings; what is usual among them is not said."""
+        """The method, with what tells it from its siblings and is not usual among them."""
         told = {
             name: value
             for name, value in self.variant.items()
@@ -79,18 +86,19 @@ class Row:
     @property
     def usual_note(self) -> str:
         """What the labels of this method leave out."""
-        return (
-            f"where a label of {self.method} does not say otherwise, {settings_text(self.usual)}."
-        )
+        usual = settings_text(self.usual)
+        return f"where a label of {self.method} does not say otherwise, {usual}."
 
-    @property
-    def values(self) -> dict[tuple[str, int], float]:
+    @cached_property
+    def finished(self) -> list[Cell]:
+        """The cells with a result."""
+        return [cell for _, cell in sorted(self.cells.items()) if cell.done]
+
+    @cached_property
+    def values(self) -> Values:
         """The metric on the test split, of the finished cells."""
-        return {
-            key: cell.test[self.split][self.metric]
-            for key, cell in sorted(self.cells.items())
-            if cell.done and self.metric in cell.test.get(self.split, {})
-        }
+        figures = {cell.key: cell.test.get(self.split, {}) for cell in self.finished}
+        return {key: held[self.metric] for key, held in figures.items() if self.metric in held}
 
     @property
     def complete(self) -> bool:
@@ -105,55 +113,60 @@ class Row:
     @property
     def dev_mean(self) -> float:
         """The metric on dev at the chosen steps, over the finished cells."""
-        figures = [
-            cell.dev[self.metric]
-            for cell in self.cells.values()
-            if cell.done and self.metric in cell.dev
-        ]
+        figures = [cell.dev[self.metric] for cell in self.finished if self.metric in cell.dev]
         return float(np.mean(figures)) if figures else math.nan
 
     @property
     def spread(self) -> tuple[float, str]:
-        """(standard deviation, "seeds" | "folds" | ""); NaN where one cell, or an incomplete row, says nothing of it."""
-        values = self.values
-        if not self.complete or len(values) < 2:
+        """(standard deviation, "seeds" | "folds" | ""); NaN where nothing can be said of it."""
+        if not self.complete or len(self.values) < 2:
             return math.nan, ""
-        over = "seeds" if len({seed for _, seed in values}) > 1 else "folds"
-        groups = defaultdict(list)
-        for (fold, seed), value in values.items():
-            groups[seed if over == "seeds" else fold].append(value)
-        return float(np.std([np.mean(group) for group in groups.values()], ddof=1)), over
+        place = int(len({seed for _, seed in self.values}) > 1)
+        groups = grouped(self.values, lambda key: key[place])
+        means = [np.mean([self.values[key] for key in group]) for group in groups.values()]
+        return float(np.std(means, ddof=1)), ("folds", "seeds")[place]
 
     @property
     def rising(self) -> int:
-        """Finished cells whose best dev figure came in the last tenth of the budget: more steps might have helped."""
-        return sum(cell.done and cell.best_step > LATE * cell.steps for cell in self.cells.values())
+        """Finished cells whose best dev figure came in the last tenth of the budget."""
+        return sum(cell.best_step > LATE * cell.steps for cell in self.finished)
 
-    def sign(self) -> int:
-        """+1 where more is better, else -1."""
-        return 1 if self.higher_is_better else -1
+    def goodness(self, value: float) -> float:
+        """The value, or its negative where less is better."""
+        return value if self.higher_is_better else -value
 
 
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Key -> its items, in the order they come in."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)
+
+
+def by_column(rows: Iterable[Row]) -> dict[tuple[Setup, str], list[Row]]:
+    """Rows that can be compared: one setup and test split each."""
+    return grouped(rows, lambda row: (row.setup, row.split))
 
 
 def build_rows(
     cells: list[Cell], metric: str | None = None, baseline: str = "weighted_sum", draws: int = DRAWS
 ) -> tuple[list[Row], list[str]]:
-    """Rows of all methods in all setups, and notes on what was set aside. `metric`: another figure of the test results."""
+    """Rows of all methods in all setups, and notes on what was set aside.
+
+    metric: another figure of the test results than the tasks' own.
+    """
     notes: list[str] = []
-    rows: list[Row] = []
-    setups = defaultdict(list)
-    for cell in cells:
-        if cell.status == "pruned":
-            continue
-        setups[cell.setup].append(cell)
-    for setup in sorted(setups, key=str):
-        rows += _rows_of_setup(setup, setups[setup], metric, notes)
-    pruned = sum(cell.status == "pruned" for cell in cells)
-    if pruned:
-        notes.append(f"{pruned} cells were pruned by a search and are left out.")
+    kept = [cell for cell in cells if cell.status != "pruned"]
+    setups = grouped(kept, lambda cell: cell.setup)
+    rows = [
+        row
+        for setup in sorted(setups, key=str)
+        for row in _rows_of_setup(setup, setups[setup], metric, notes)
+    ]
+    if len(kept) < len(cells):
+        count = len(cells) - len(kept)
+        notes.append(f"{count} cells were pruned by a search and are left out.")
     for group in by_column(rows).values():
         _mark_best(group)
         _compare(group, baseline, draws, notes)
@@ -164,109 +177,77 @@ def _rows_of_setup(
     setup: Setup, cells: list[Cell], metric: str | None, notes: list[str]
 ) -> list[Row]:
     done = [cell for cell in cells if cell.done]
-    name = metric or (done[0].metric if done else "")
-    known = sorted(
-        {figure for cell in done for figures in cell.test.values() for figure in figures}
-    )
+    first = (done or cells)[0]
+    name = metric or first.metric
+    known = sorted({one for cell in done for figures in cell.test.values() for one in figures})
     if metric and done and metric not in known:
-        hint = did_you_mean(metric, known)
         raise UserError(
-            f"--metric: {setup} has no figure '{metric}', expected one of {', '.join(known)}.{hint}"
+            f"--metric: {setup} has no figure '{metric}', expected one of {', '.join(known)}."
+            f"{did_you_mean(metric, known)}"
         )
-    higher = _higher_is_better(name, done)
+    higher = first.higher_is_better if name == first.metric else name not in GOES_DOWN
     expected = {cell.key for cell in cells}
-    splits = sorted({split for cell in done for split in cell.test}) or ["test"]
-    methods: dict[tuple[str, str, str], dict[tuple[str, int], Cell]] = defaultdict(dict)
-    for cell in cells:
-        identity = (
-            cell.featurizer,
-            cell.tuning,
-            json.dumps(cell.settings, sort_keys=True, default=str),
-        )
-        _keep(methods[identity], cell, notes)
+    methods = grouped(cells, _identity)
+    held = {method: _one_each(methods[method], notes) for method in sorted(methods)}
     rows = [
-        Row(
-            setup,
-            split,
-            name,
-            higher,
-            featurizer,
-            tuning,
-            next(iter(held.values())).settings,
-            held,
-            expected,
-        )
-        for split in splits
-        for (featurizer, tuning, _), held in sorted(methods.items())
+        Row(setup, split, name, higher, *method[:2], methods[method][0].settings, one, expected)
+        for split in sorted({split for cell in done for split in cell.test}) or ["test"]
+        for method, one in held.items()
     ]
-    _name_variants(rows)
+    for group in grouped(rows, lambda row: (row.featurizer, row.tuning, row.split)).values():
+        _name_variants(group)
     return sorted(rows, key=method_order)
 
 
-def _higher_is_better(metric: str, done: list[Cell]) -> bool:
-    """As the cells say of their own metric; of others by name: losses and error rates go down."""
-    if done and metric == done[0].metric:
-        return done[0].higher_is_better
-    return metric not in ("loss", "nll", "kl", "wer", "cer", "uer", "per", "eer")
+def _identity(cell: Cell) -> tuple[str, str, str]:
+    settings = json.dumps(cell.settings, sort_keys=True, default=str)
+    return cell.featurizer, cell.tuning, settings
 
 
-def _keep(held: dict[tuple[str, int], Cell], cell: Cell, notes: list[str]) -> None:
+def _one_each(cells: list[Cell], notes: list[str]) -> dict[tuple[str, int], Cell]:
     """One cell per fold and seed: the finished one, of several the newer."""
-    other = held.get(cell.key)
-    if other is not None:
-        first, second = sorted((other, cell), key=lambda one: (one.done, _age(one)))
-        cell = second
-        notes.append(
-            f"{first.path} and {second.path} are the same cell; the table uses {second.path}."
-        )
-    held[cell.key] = cell
+    held = {}
+    for key, same in grouped(cells, lambda cell: cell.key).items():
+        *others, held[key] = sorted(same, key=lambda cell: (cell.done, _age(cell)))
+        for other in others:
+            paths = f"{other.path} and {held[key].path}"
+            notes.append(f"{paths} are the same cell; the table uses {held[key].path}.")
+    return held
 
 
 def _age(cell: Cell) -> float:
-    path = cell.path / "result.json"
+    path = cell.path / RESULT
     return path.stat().st_mtime if path.is_file() else 0.0
 
 
-def _name_variants(rows: list[Row]) -> None:
-    """Give each row the settings in which it differs from rows of the same featurizer and tuning."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row.featurizer, row.tuning, row.split].append(row)
-    for group in groups.values():
-        keys = sorted({key for row in group for key in row.settings})
-        # A setting that only some rows have (a prior's own parameter) need not be told where it is the same for them all.
-        differing = [
-            key
-            for key in keys
-            if len({repr(row.settings[key]) for row in group if key in row.settings}) > 1
-        ]
-        alike = defaultdict(list)
-        for row in group:
-            alike[repr([row.settings.get(key, "-") for key in differing])].append(row)
-        for key in keys:  # but where nothing else tells two rows apart
-            if any(
-                len({repr(row.settings.get(key, "-")) for row in rows}) > 1
-                for rows in alike.values()
-            ):
-                differing.append(key)
-        names = short_names(differing)
-        for row in group:
-            row.variant = {
-                names[key]: row.settings[key] for key in differing if key in row.settings
-            }
-            row.usual = {names[key]: value for key in differing for value in _usual(key, group)}
+def _name_variants(group: list[Row]) -> None:
+    """Give each row of a method and split the settings in which it differs from the others."""
+
+    def differs(key: str, rows: list[Row], *absent: str) -> bool:
+        held = [row.settings.get(key, *absent) for row in rows if absent or key in row.settings]
+        return len(set(map(repr, held))) > 1
+
+    keys = sorted({key for row in group for key in row.settings})
+    # A setting that only some rows have (a prior's own parameter) need not be told where it is the
+    # same for them all, but where nothing else tells two rows apart.
+    told = [key for key in keys if differs(key, group)]
+    alike = grouped(group, lambda row: repr([row.settings.get(key, "-") for key in told]))
+    told += [key for key in keys if any(differs(key, rows, "-") for rows in alike.values())]
+    names = short_names(told)
+    for row in group:
+        row.variant = {names[key]: row.settings[key] for key in told if key in row.settings}
+        row.usual = {names[key]: value for key in told for value in _usual(key, group)}
 
 
 def _usual(key: str, group: list[Row]) -> list[Any]:
-    """The value that more than half of the rows have, as a list of one or none; none where a row lacks the setting."""
+    """The value that more than half of the rows have, as a list of one or none.
+
+    None where a row lacks the setting: a label without it would read like that row's.
+    """
     if any(key not in row.settings for row in group):
-        return []  # a label that does not tell the value would read like that of the row that has none
-    values = [row.settings[key] for row in group]
-    return [
-        value
-        for value in values
-        if 2 * sum(repr(other) == repr(value) for other in values) > len(group)
-    ][:1]
+        return []
+    values = grouped((row.settings[key] for row in group), repr)
+    return [same[0] for same in values.values() if 2 * len(same) > len(group)]
 
 
 def settings_text(settings: dict[str, Any]) -> str:
@@ -274,52 +255,53 @@ def settings_text(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={_shown(value)}" for name, value in settings.items())
 
 
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+
+
 def short_names(keys: list[str]) -> dict[str, str]:
     """The last part of each dotted key, or as many parts as tell them apart."""
+
+    def last(key: str, count: int) -> list[str]:
+        return key.split(".")[-count:]
+
     names = {}
     for key in keys:
-        parts = key.split(".")
-        taken = [other.split(".") for other in keys if other != key]
-        length = next(
-            (n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in taken)),
-            len(parts),
-        )
-        names[key] = ".".join(parts[-length:])
+        count, others = 1, [other for other in keys if other != key]
+        while any(last(other, count) == last(key, count) for other in others):
+            count += 1
+        names[key] = ".".join(last(key, count))
     return names
-
-
-def by_column(rows: list[Row]) -> dict[tuple[Setup, str], list[Row]]:
-    """Rows that can be compared: one setup and test split each."""
-    columns = defaultdict(list)
-    for row in rows:
-        columns[row.setup, row.split].append(row)
-    return dict(columns)
 
 
 def _mark_best(rows: list[Row]) -> None:
     complete = [row for row in rows if row.complete]
-    if len(complete) > 1:
-        top = max(row.sign() * row.mean for row in complete)
-        for row in complete:
-            row.best = row.sign() * row.mean == top
+    top = max((row.goodness(row.mean) for row in complete), default=0.0)
+    for row in complete:
+        row.best = len(complete) > 1 and row.goodness(row.mean) == top
 
 
 def chosen_on_dev(rows: list[Row]) -> Row:
-    """Of a method's variants, the complete one that is best on dev (never on test); where none is complete, the fullest."""
+    """Of a method's variants, the complete one that is best on dev (never on test).
+
+    Where none is complete, the fullest.
+    """
     complete = [row for row in rows if row.complete]
-    if complete:
-        return max(
-            complete,
-            key=lambda row: -math.inf if math.isnan(row.dev_mean) else row.sign() * row.dev_mean,
-        )
-    return max(rows, key=lambda row: len(row.values))
+    return max(
+        complete or rows,
+        key=lambda row: (
+            -math.inf
+            if math.isnan(row.dev_mean)
+            else row.goodness(row.dev_mean)
+            if complete
+            else len(row.values)
+        ),
+    )
 
 
 def leaderboard(rows: list[Row]) -> list[Row]:
-    """One row per setup, split, featurizer and tuning: the variant chosen on dev, the best of them marked anew."""
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row.setup, row.split, row.featurizer, row.tuning].append(row)
+    """One row per setup, split and method: the variant chosen on dev; the best are marked anew."""
+    groups = grouped(rows, lambda row: (row.setup, row.split, row.featurizer, row.tuning))
     chosen = [replace(chosen_on_dev(group), best=False) for group in groups.values()]
     for column in by_column(chosen).values():
         _mark_best(column)
@@ -327,46 +309,37 @@ def leaderboard(rows: list[Row]) -> list[Row]:
 
 
 def method_order(row: Row) -> tuple[int, int, str]:
-    """Sort key: frozen first, then LoRA, then fine-tuned; within them the single layers, the weighted sum, VARAN, others."""
-    featurizers, tunings = (
-        ("layer", "last_layer", "weighted_sum", "varan"),
-        ("frozen", "lora", "finetune"),
-    )
-    known = featurizers.index(row.featurizer) if row.featurizer in featurizers else len(featurizers)
-    return tunings.index(row.tuning), known, row.featurizer
+    """Sort key: as in TUNINGS; within them as in FEATURIZERS, then others by name."""
+    known = [*FEATURIZERS, row.featurizer].index(row.featurizer)
+    return TUNINGS.index(row.tuning), known, row.featurizer
 
 
 def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> None:
     """Set each row's difference to the baseline of the same tuning, its variant chosen on dev."""
-    by_tuning = defaultdict(list)
-    for row in rows:
-        if row.featurizer == baseline:
-            by_tuning[row.tuning].append(row)
-    references = {tuning: chosen_on_dev(group) for tuning, group in by_tuning.items()}
+    candidates = grouped(
+        (row for row in rows if row.featurizer == baseline), lambda row: row.tuning
+    )
+    references = {tuning: chosen_on_dev(group) for tuning, group in candidates.items()}
     for row in rows:
         reference = references.get(row.tuning)
         if reference is not None and reference is not row:
             row.difference = paired_difference(row.values, reference.values, reference.label, draws)
     missing = sorted({row.tuning for row in rows if row.tuning not in references})
     if missing and len(rows) > 1:
-        notes.append(
-            f"{rows[0].setup}: no {baseline} among the {' and '.join(missing)} runs, so no difference to it."
-        )
+        runs = f"the {' and '.join(missing)} runs"
+        notes.append(f"{rows[0].setup}: no {baseline} among {runs}, so no difference to it.")
 
 
 def paired_difference(
-    values: dict[tuple[str, int], float],
-    reference: dict[tuple[str, int], float],
-    label: str,
-    draws: int = DRAWS,
+    values: Values, reference: Values, label: str, draws: int = DRAWS
 ) -> Difference | None:
-    """Mean difference over the cells both have, with a 95 % percentile bootstrap interval over these pairs."""
+    """Mean difference over the cells both have, with a 95 % percentile bootstrap interval."""
     common = sorted(set(values) & set(reference))
     if not common:
         return None
     pairs = np.array([values[key] - reference[key] for key in common])
-    if len(pairs) < 2:
-        return Difference(float(pairs.mean()), math.nan, math.nan, 1, label)
-    drawn = np.random.default_rng(0).integers(0, len(pairs), size=(draws, len(pairs)))
-    low, high = np.percentile(pairs[drawn].mean(axis=1), [2.5, 97.5])
+    low = high = math.nan
+    if len(pairs) > 1:
+        drawn = np.random.default_rng(0).integers(0, len(pairs), size=(draws, len(pairs)))
+        low, high = np.percentile(pairs[drawn].mean(axis=1), [2.5, 97.5])
     return Difference(float(pairs.mean()), float(low), float(high), len(pairs), label)

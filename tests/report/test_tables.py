@@ -1,5 +1,6 @@
-"""Reports: statistics against hand-made figures, incomplete cells shown as such, files that open, a submission's layout."""
+"""Reports: statistics against hand-made figures, incomplete cells, files, a submission."""
 
+import ast
 import csv
 import json
 import re
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from s3prl_varan.config.identity import cell_id, relevant_settings
 from s3prl_varan.errors import UserError
 from s3prl_varan.report.cells import find_cells
 from s3prl_varan.report.cli import main
 from s3prl_varan.report.figures import all_pictures
+from s3prl_varan.report.submission import collect_submission
 from s3prl_varan.report.table import build_rows, leaderboard, paired_difference, short_names
 
 CLASSES = ["angry", "calm", "happy"]
@@ -35,27 +36,13 @@ def write_run(
     lora: bool = False,
     **settings: Any,
 ) -> Path:
-    """An experiment folder as the runner leaves it, with made-up figures. `settings` go into the featurizer's section."""
+    """An experiment folder as the runner leaves it, with made-up figures.
+
+    settings: of the featurizer's section.
+    """
     folder.mkdir(parents=True)
-    args = {
-        "upstream": "whisper",
-        "upstream_ckpt": "models/tiny",
-        "downstream": "emotion",
-        "downstream_variant": f"fold{fold}",
-    }
-    args |= {
-        "featurizer": featurizer,
-        "lora": lora,
-        "upstream_trainable": False,
-        "seed": seed,
-        "expdir": str(folder),
-    }
-    config = {
-        "runner": {"total_steps": 100},
-        featurizer: settings,
-        "downstream_expert": {"datarc": {"root": f"data/{corpus}", "test_fold": None}},
-    }
-    (folder / "config.yaml").write_text(json.dumps({"args": args, "config": config}))
+    stored = stored_blocks(featurizer, fold, seed, corpus, lora, settings)
+    (folder / "config.yaml").write_text(json.dumps(stored))
     curve = [
         {"step": step, "split": "dev", "acc": dev - (100 - step) / 10}
         for step in (20, 40, 60, 80, 100)
@@ -73,21 +60,13 @@ def write_run(
     (folder / "layer_weights.csv").write_text("\n".join(lines) + "\n")
     (folder / f"test_fold{fold}_predict.txt").write_text("clip0 angry\n")
     result = {
-        "upstream": "whisper",
-        "downstream": "emotion",
-        "featurizer": featurizer,
-        "tuning": "lora" if lora else "frozen",
-        "fold": f"fold{fold}",
-        "seed": seed,
-        "metric": "acc",
-        "higher_is_better": True,
+        **stored,
+        "submission": {f"er_fold{fold}_public/predict.txt": f"test_fold{fold}_predict.txt"},
         "best_step": 80,
         "dev": {"acc": dev, "loss": 1.0},
         "test": {"test": {"acc": acc, "uar": acc - 1, "loss": 1.0}},
         "layers": layers,
         "layer_weights": {"test": [1 / len(layers)] * len(layers)},
-        "args": args,
-        "config": config,
         "steps": 100,
         "seconds": 12.0,
     }
@@ -95,9 +74,58 @@ def write_run(
     return folder
 
 
+def stored_blocks(
+    featurizer: str, fold: int, seed: int, corpus: str, lora: bool, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What an experiment says of itself."""
+    args = {
+        "upstream": "whisper",
+        "upstream_ckpt": "models/tiny",
+        "downstream": "my_tasks.py:Emotion",
+        "downstream_variant": f"fold{fold}",
+        "featurizer": featurizer,
+        "lora": lora,
+        "upstream_trainable": False,
+        "seed": seed,
+        "expdir": "somewhere",
+    }
+    flags = {f"args.{key}": args[key] for key in ("upstream", "upstream_ckpt", "seed")}
+    own = {f"config.{featurizer}.{key}": value for key, value in settings.items()}
+    return {
+        "id": "0123456789ab",
+        "task": {
+            "name": "emotion",
+            "title": "emotion recognition (ER)",
+            "metric": "acc",
+            "higher_is_better": True,
+            "fold": f"fold{fold}",
+            "corpus": corpus,
+        },
+        "args": args,
+        "config": {"runner": {"total_steps": 100, "log_step": seed}, featurizer: settings},
+        "settings": {**flags, **own, "config.runner.total_steps": 100},
+    }
+
+
+def as_version_0_1(folder: Path) -> Path:
+    """Have the experiment say what one of version 0.1 says."""
+    for name in ("result.json", "config.yaml"):
+        if (folder / name).is_file():
+            new = json.loads((folder / name).read_text())
+            args, config = dict(new["args"], downstream="emotion"), new["config"]
+            datarc = {"meta_data": "m", "root": f"data/{new['task']['corpus']}", "test_fold": None}
+            old = {"args": args, "config": {**config, "downstream_expert": {"datarc": datarc}}}
+            if name == "result.json":
+                old |= {key: new["task"][key] for key in ("metric", "higher_is_better", "fold")}
+                kept = ("dev", "test", "best_step", "layers", "layer_weights", "steps", "seconds")
+                old |= {key: new[key] for key in kept}
+            (folder / name).write_text(json.dumps(old))
+    return folder
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """2 folds x 2 seeds of weighted_sum and of varan with three betas; the largest beta lacks a cell."""
+    """2 folds x 2 seeds of weighted_sum and of varan with three betas, the largest lacks one."""
     for fold in (1, 2):
         for seed in (1, 2):
             name = f"{fold}_{seed}"
@@ -281,21 +309,40 @@ def test_all_files_are_made_and_the_page_stands_alone(runs: Path) -> None:
 
 def test_planned_and_pruned_cells_of_a_sweep(tmp_path: Path) -> None:
     done = write_run(tmp_path / "one", "varan", 1, 1, 50)
-    result = json.loads((done / "result.json").read_text())
-    other = {**result["args"], "seed": 2}
-    cells = [
-        {"id": "one", "args": result["args"], "config": result["config"]},
-        {"id": "two", "args": other, "config": result["config"]},
-    ]
+    stored = json.loads((done / "config.yaml").read_text())
+    other = {**stored, "args": {**stored["args"], "seed": 2}}
+    cells = [{**stored, "id": "one"}, {**other, "id": "two"}]
     (tmp_path / "x.plan.json").write_text(json.dumps({"cells": cells}))
     found = find_cells([str(tmp_path)])
     assert sorted(cell.status for cell in found) == ["done", "planned"]
     (tmp_path / "two").mkdir()
-    (tmp_path / "two/status.json").write_text(
-        json.dumps({"status": "pruned", "args": other, "config": result["config"]})
-    )
+    for status, shown in (("started", "unfinished"), ("waiting", "unfinished"), ("failed",) * 2):
+        (tmp_path / "two/status.json").write_text(json.dumps({"status": status, **other}))
+        assert {cell.path.name: cell.status for cell in find_cells([str(tmp_path)])} == {
+            "one": "done",
+            "two": shown,
+        }
+    (tmp_path / "two/status.json").write_text(json.dumps({"status": "pruned", **other}))
     rows, notes = build_rows(find_cells([str(tmp_path)]))
     assert rows[0].complete and "1 cells were pruned" in notes[0]
+
+
+def test_experiments_of_version_0_1_are_read(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        as_version_0_1(write_run(tmp_path / f"ws{seed}", "weighted_sum", 1, seed, 50, head="x"))
+        old = write_run(tmp_path / f"v{seed}", "varan", 1, seed, 60, kl_beta=0.1, finished=seed > 1)
+        as_version_0_1(old)
+    rows, _ = build_rows(find_cells([str(tmp_path)]))
+    assert [str(row.setup) for row in rows] == ["whisper (tiny) / emotion / ravdess"] * 2
+    assert [(row.label, len(row.values), row.higher_is_better) for row in rows] == [
+        ("weighted_sum", 2, True),
+        ("varan", 1, True),
+    ]
+    assert rows[1].settings["config.varan.kl_beta"] == 0.1
+    assert not any("log_step" in key or "expdir" in key for key in rows[1].settings)
+    assert set(rows[0].cells) == {("fold1", 1), ("fold1", 2)} == rows[1].expected
+    with pytest.raises(UserError, match="made by version 0.1"):
+        collect_submission(find_cells([str(tmp_path / "ws1")]), tmp_path / "out")
 
 
 def test_submission_has_the_leaderboards_names(tmp_path: Path) -> None:
@@ -309,7 +356,8 @@ def test_submission_has_the_leaderboards_names(tmp_path: Path) -> None:
         ]
         assert archive.read("predict/er_fold1_public/predict.txt") == b"clip0 angry\n"
     readme = (tmp_path / "sub/README.md").read_text()
-    assert "2 of 5 folds" in readme and "another corpus" not in readme
+    assert "2 fold(s) of emotion recognition (ER) on IEMOCAP (fold1, fold2)" in readme
+    assert "scored only with all" in readme and "SUPERB's own corpora" in readme
 
 
 def test_submission_refuses_two_runs_for_one_place(
@@ -319,26 +367,7 @@ def test_submission_refuses_two_runs_for_one_place(
     (write_run(tmp_path / "b", "varan", 1, 2, 50) / "test_fold1_predict.txt").unlink()
     assert main([str(tmp_path), "--submission", str(tmp_path / "sub")]) == 2
     error = capsys.readouterr().err
-    assert "er_fold1_public: both" in error and "no test_fold1_predict.txt" in error
-
-
-def test_identity_ignores_what_a_run_never_reads() -> None:
-    args = {"featurizer": "varan", "seed": 1, "expdir": "a", "lora": False}
-    config = {
-        "varan": {"prior": "uniform", "chi2_df": 6, "kl_beta": 1},
-        "runner": {"log_step": 1},
-        "lora": {"rank": 16},
-    }
-    same = {
-        "varan": {"kl_beta": 1.0, "prior": "uniform", "chi2_df": 35},
-        "runner": {"log_step": 9},
-        "weighted_sum": {"head": "x"},
-    }
-    assert cell_id(args, config) == cell_id({**args, "expdir": "b", "lora": None}, same)
-    assert cell_id(args, config) != cell_id({**args, "seed": 2}, config)
-    assert cell_id(args, config) != cell_id({**args, "lora": True}, config)
-    chi2 = {"varan": {"prior": "chi2", "chi2_df": 6}}
-    assert relevant_settings(args, chi2)["config.varan.chi2_df"] == 6
+    assert "er_fold1_public/predict.txt: both" in error and "no test_fold1_predict.txt" in error
 
 
 def test_a_setting_that_is_the_same_wherever_it_is_found_is_not_told(tmp_path: Path) -> None:
@@ -390,10 +419,16 @@ def test_short_names_stay_apart() -> None:
     }
 
 
-def test_report_needs_no_torch() -> None:
-    code = "import sys, s3prl_varan.report.cli, s3prl_varan.report.figures, s3prl_varan.report.table; print('torch' in sys.modules)"
-    root = Path(__file__).resolve().parents[1]
+def test_report_imports_nothing_but_errors_and_files() -> None:
+    modules = ("cli", "figures", "submission")
+    imports = "".join(f"import s3prl_varan.report.{name}; " for name in modules)
+    own = "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 's3prl_varan')))"
+    code = f"import sys; {imports}{own}"
+    root = Path(__file__).resolve().parents[2]
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
-    assert run.stdout.strip() == "False"
+    allowed = ("s3prl_varan", "s3prl_varan.errors", "s3prl_varan.files", "s3prl_varan.report")
+    found = ast.literal_eval(run.stdout)
+    others = [one for one in found if not one.startswith("s3prl_varan.report.")]
+    assert set(others) <= set(allowed) and "s3prl_varan.report.figures" in found
