@@ -1,39 +1,39 @@
 #!/usr/bin/env python
-"""Pre-train a small WavLM on folders of unlabelled audio: `pretrain_micro.py CONFIG.yaml --data DIR [DIR ..] --out DIR`."""
+"""Pre-train a small WavLM on folders of unlabelled audio.
+
+pretrain_micro.py CONFIG.yaml --data DIR [DIR ..] --out DIR
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a clone that is not installed
+
+from s3prl_varan.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="YAML such as s3prl_varan/pretrain/micro_wavlm.yaml")
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        required=True,
-        metavar="DIR",
-        help="folders of flac, wav, opus, ogg or mp3",
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="cache, checkpoints, metrics.jsonl, curves.png"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from DIR/last.ckpt")
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("config", help="YAML such as run/micro_wavlm/micro_wavlm.yaml")
+    folders = "folders of flac, wav, opus, ogg or mp3"
+    add("--data", nargs="+", required=True, metavar="DIR", help=folders)
+    written = "cache, checkpoints, metrics.jsonl, curves.png"
+    add("--out", required=True, metavar="DIR", type=Path, help=written)
+    add("--resume", action="store_true", help="go on from DIR/last.ckpt")
     return parser.parse_args()
 
 
 def main() -> int:
+    """Train, say where the weights are. Returns the exit status: 2 for a mistake in the input."""
     args = parse_args()
-    from s3prl_varan.errors import UserError
-
     try:
-        from s3prl_varan.pretrain.config import load_config
-        from s3prl_varan.pretrain.trainer import Trainer
+        from micro_wavlm.config import load_config
+        from micro_wavlm.training import pretrain
 
-        print(Trainer(load_config(args.config), args.data, Path(args.out), args.resume).run())
+        print(pretrain(load_config(args.config), args.data, args.out, resume=args.resume))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

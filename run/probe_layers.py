@@ -1,30 +1,32 @@
 #!/usr/bin/env python
-"""Linear probes of every layer of micro_wavlm, of its untrained twins and of log-mel: probes.csv, probes.md, probes.png.
+"""Linear probes of every layer of micro_wavlm, of its untrained twins and of log-mel.
 
-Twins: `random`, weights as drawn; `step 0`, where pre-training starts: the same but for a mel-spaced first convolution.
-
-Emotion and speaker on RAVDESS; by frame, phones on English speech with transcripts (needs the extra `probe`).
+Writes probes.csv, probes.md and probes.png. Twins: `random`, weights as drawn; `step 0`, where
+pre-training starts: the same but for a mel-spaced first convolution. Emotion and speaker are probed
+on RAVDESS; by frame, phones on English speech with transcripts (needs the extra `probe`).
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a clone that is not installed
+
+from s3prl_varan.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--weights",
-        help="safetensors or pre-training checkpoint (.ckpt); default: the shipped weights",
-    )
-    parser.add_argument("--ravdess", help="folder that holds Actor_01 ..")
-    parser.add_argument(
-        "--train_speech", help="split in LibriSpeech's layout that the phone probe is trained on"
-    )
-    parser.add_argument("--test_speech", nargs="*", default=[], help="splits it is tested on")
-    parser.add_argument("--out", required=True)
+    add = parser.add_argument
+    weights = "safetensors or pre-training checkpoint (.ckpt); default: the shipped weights"
+    add("--weights", type=Path, metavar="FILE", help=weights)
+    add("--ravdess", type=Path, metavar="DIR", help="folder that holds Actor_01 ..")
+    train = "split in LibriSpeech's layout that the phone probe is trained on"
+    add("--train_speech", type=Path, metavar="DIR", help=train)
+    test = "splits it is tested on"
+    add("--test_speech", type=Path, nargs="*", default=[], metavar="DIR", help=test)
+    add("--out", type=Path, required=True, metavar="DIR")
     args = parser.parse_args()
     if bool(args.train_speech) != bool(args.test_speech):
         parser.error("the phone probe needs --train_speech and --test_speech together")
@@ -33,54 +35,37 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def clips(splits: list[str]) -> list:
-    from s3prl_varan.pretrain.phones import aligned_clips
-
-    found = []
-    for split in splits:
-        aligned, rest = aligned_clips(Path(split))
-        print(
-            f"{split}: {len(aligned)} clips aligned, {rest} left out (words that are not in CMUdict)"
-        )
-        found += aligned
-    return found
-
-
 def run(args: argparse.Namespace) -> None:
-    from s3prl_varan.pretrain import probe
-    from s3prl_varan.pretrain.export import export_weights
-    from s3prl_varan.pretrain.probe_report import markdown, write_report
+    """Probe what the flags ask for, write the report, print the table."""
+    from micro_wavlm import probes
+    from micro_wavlm.phones import aligned_clips
+    from micro_wavlm.predictor import export_weights
+
     from s3prl_varan.upstream.micro_wavlm import CONFIG
     from s3prl_varan.upstream.wrapper import build_upstream
 
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    weights = args.weights
-    if weights and weights.endswith(".ckpt"):
-        export_weights(Path(weights), out / "probed.safetensors")
-        weights = str(out / "probed.safetensors")
-    train, test = clips([args.train_speech] if args.train_speech else []), clips(args.test_speech)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.weights and args.weights.suffix == ".ckpt":
+        export_weights(args.weights, args.out / "probed.safetensors")
+        args.weights = args.out / "probed.safetensors"
+    train = aligned_clips(args.train_speech) if args.train_speech else []
+    test = [clip for split in args.test_speech for clip in aligned_clips(split)]
+    trained = build_upstream("micro_wavlm", ckpt=args.weights and str(args.weights))
+    untrained = build_upstream("micro_wavlm", model_config=str(CONFIG))
     start = build_upstream("micro_wavlm", model_config=str(CONFIG))
-    probe.start_as_pretraining(start, Path(args.ravdess or args.train_speech))
-    systems = {
-        "micro_wavlm": probe.upstream_encoder(build_upstream("micro_wavlm", ckpt=weights)),
-        "step 0": probe.upstream_encoder(start),
-        "random": probe.upstream_encoder(build_upstream("micro_wavlm", model_config=str(CONFIG))),
-        "fbank": probe.log_mel,
-    }
-    scores = []
-    if args.ravdess:
-        scores += probe.probe_ravdess(systems, Path(args.ravdess))
-    if args.train_speech:
-        scores += probe.probe_phones(systems, train, test)
-    write_report(scores, out)
-    print(markdown(scores))
+    probes.start_as_pretraining(start, args.ravdess or args.train_speech)
+    models = {"micro_wavlm": trained, "step 0": start, "random": untrained}
+    systems = {name: probes.upstream_encoder(upstream) for name, upstream in models.items()}
+    systems["fbank"] = probes.log_mel
+    scores = probes.probe_ravdess(systems, args.ravdess) if args.ravdess else []
+    scores += probes.probe_phones(systems, train, test) if train else []
+    probes.write_report(scores, args.out)
+    print(probes.markdown(scores))
 
 
 def main() -> int:
+    """Returns the exit status: 2 for a mistake in the input."""
     args = parse_args()
-    from s3prl_varan.errors import UserError
-
     try:
         run(args)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Phones of read English by forced alignment with pocketsphinx's US English model: the labels of the frame probe."""
+"""Phones of read English by forced alignment with pocketsphinx: the labels of the frame probe."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from s3prl_varan.audio import read_audio
 from s3prl_varan.corpora.librispeech import read_split
@@ -17,12 +18,13 @@ SILENCE = "SIL"
 STEP = 160  # samples, 10 ms: the aligner's frames
 
 
-@dataclass
+@dataclass(frozen=True)
 class AlignedClip:
+    """A clip and what is said when."""
+
     wav: Tensor  # [num_samples], 16 kHz
-    phones: (
-        np.ndarray
-    )  # [num_samples // STEP + 1] str: ARPAbet without stress, SILENCE between words
+    # [num_samples // STEP + 1] str: ARPAbet without stress, SILENCE between words
+    phones: np.ndarray
 
     def frame_phones(self, frames: int) -> np.ndarray:
         """[frames] str: the phone at the centre of each of the model's frames."""
@@ -31,26 +33,27 @@ class AlignedClip:
 
 
 def build_aligner() -> Any:
+    """pocketsphinx with its US English model."""
     try:
         from pocketsphinx import Decoder
     except ImportError as error:
-        raise UserError(
-            'the phone probe aligns with pocketsphinx: pip install -e ".[probe]"'
-        ) from error
+        wanted = 'the phone probe aligns with pocketsphinx: pip install -e ".[probe]"'
+        raise UserError(wanted) from error
     return Decoder(lm=None, loglevel="FATAL", bestpath=False)
 
 
 def align(aligner: Any, wav: Tensor, text: str) -> np.ndarray | None:
-    """Phones of wav every 10 ms, [num_samples // STEP + 1] str, or None: a word not in CMUdict, or no path through the clip."""
+    """Phones of wav every 10 ms, [num_samples // STEP + 1] str.
+
+    None: a word is not in CMUdict, or there is no path through the clip.
+    """
     words = text.lower()
     if any(aligner.lookup_word(word) is None for word in words.split()):
         return None
     pcm = (wav.clamp(-1, 1) * 32767).short().numpy().tobytes()
     try:
-        for prepare in (
-            lambda: aligner.set_align_text(words),
-            aligner.set_alignment,
-        ):  # the words' place, then the phones'
+        # First the words' place, then the phones'.
+        for prepare in (lambda: aligner.set_align_text(words), aligner.set_alignment):
             prepare()
             aligner.start_utt()
             aligner.process_raw(pcm, full_utt=True)
@@ -61,34 +64,30 @@ def align(aligner: Any, wav: Tensor, text: str) -> np.ndarray | None:
     if found is None:
         return None
     phones = np.full(len(wav) // STEP + 1, SILENCE, dtype="<U3")
-    for word in found:
-        for phone in word:
-            if not phone.name.startswith(
-                "+"
-            ):  # breath and other noises of the model count as silence
-                phones[phone.start : phone.start + phone.duration] = phone.name
+    for phone in (phone for word in found for phone in word):
+        if not phone.name.startswith("+"):  # breath and other noises count as silence
+            phones[phone.start : phone.start + phone.duration] = phone.name
     return phones
 
 
-def aligned_clips(split: Path) -> tuple[list[AlignedClip], int]:
-    """The clips of a folder in LibriSpeech's layout that can be aligned, and how many could not."""
-    from tqdm import tqdm
-
+def aligned_clips(split: Path) -> list[AlignedClip]:
+    """The clips of a folder in LibriSpeech's layout that can be aligned; prints how many."""
     utterances, problems = read_split(split)
     if not utterances:
-        shown = problems[0] if problems else "nothing in it"
         raise UserError(
-            f"{split}: expected speaker/chapter folders with audio and .trans.txt, as in LibriSpeech ({shown})"
+            f"{split}: expected speaker/chapter folders with audio and .trans.txt, as in "
+            f"LibriSpeech ({next(iter(problems), 'nothing in it')})"
         )
-    aligner = build_aligner()
-    clips = []
+    aligner, clips = build_aligner(), []
     for utterance in tqdm(utterances, desc=f"aligning {split.name}", unit="clip"):
         wav = read_audio(utterance.path)
         phones = align(aligner, wav, utterance.text)
         if phones is not None:
             clips.append(AlignedClip(wav, phones))
+    rest = len(utterances) - len(clips)
     if not clips:
         raise UserError(
-            f"{split}: not one of {len(utterances)} clips could be aligned; are the texts English words?"
+            f"{split}: not one of {rest} clips could be aligned; are the texts English words?"
         )
-    return clips, len(utterances) - len(clips)
+    print(f"{split}: {len(clips)} clips aligned, {rest} left out (words that CMUdict lacks)")
+    return clips

@@ -1,4 +1,4 @@
-"""Pre-training end to end on tones and noise: two stages, resume, export, and the parts whose mistakes would stay silent."""
+"""Pre-training end to end on tones: two stages, resume, export, and what would fail silently."""
 
 import dataclasses
 import json
@@ -9,25 +9,18 @@ import pytest
 import soundfile
 import torch
 import yaml
+from micro_wavlm.audio_cache import build_cache
+from micro_wavlm.batches import CropSampler, mix_crops
+from micro_wavlm.config import HOP, WINDOW, BatchConfig, OptimConfig, load_config
+from micro_wavlm.predictor import UnitPredictor, build_wavlm, export_weights
+from micro_wavlm.training import Stage, draw_mask, learning_rate, new_wavlm, pretrain, seed_step
+from micro_wavlm.units import CONTEXT, layer_features, mfcc_context_features, mfcc_features
 
-from s3prl_varan.audio import read_audio
+from s3prl_varan.audio import SAMPLE_RATE, read_audio
 from s3prl_varan.errors import UserError
-from s3prl_varan.pretrain.audio_cache import build_cache
-from s3prl_varan.pretrain.batches import CropSampler, mix_crops
-from s3prl_varan.pretrain.config import (
-    HOP,
-    SAMPLE_RATE,
-    WINDOW,
-    BatchConfig,
-    OptimConfig,
-    load_config,
-)
-from s3prl_varan.pretrain.export import export_weights
-from s3prl_varan.pretrain.predictor import UnitPredictor, build_wavlm
-from s3prl_varan.pretrain.trainer import Trainer, draw_mask, learning_rate, seed_step
-from s3prl_varan.pretrain.units import CONTEXT, layer_features, mfcc_context_features, mfcc_features
 
-SHIPPED = Path(__file__).parents[1] / "s3prl_varan" / "pretrain" / "micro_wavlm.yaml"
+RUN = Path(__file__).parents[2] / "run"
+SHIPPED = RUN / "micro_wavlm" / "micro_wavlm.yaml"
 TINY = {
     "model": {
         "extractor_mode": "layer_norm",
@@ -88,7 +81,7 @@ def write_config(folder: Path, **changes: object) -> Path:
 def finished(audio: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of both stages without a break; its folder."""
     out = tmp_path_factory.mktemp("run")
-    Trainer(load_config(write_config(out)), audio, out / "exp", resume=False).run()
+    pretrain(load_config(write_config(out)), audio, out / "exp", resume=False)
     return out / "exp"
 
 
@@ -116,22 +109,20 @@ class Interrupted(Exception):
 def test_resumed_run_equals_an_uninterrupted_one(
     audio: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    from s3prl_varan.pretrain import trainer
-
     out, config = tmp_path / "exp", load_config(write_config(tmp_path))
-    real, saves = trainer.save_checkpoint, []
+    real, saves = Stage.save, []
 
-    def save_then_stop(path: Path, payload: dict) -> None:
-        real(path, payload)
+    def save_then_stop(stage: Stage, path: Path) -> None:
+        real(stage, path)
         saves.append(path.name)
         if saves.count("last.ckpt") == stop:
             raise Interrupted
 
-    monkeypatch.setattr(trainer, "save_checkpoint", save_then_stop)
-    with pytest.raises(Interrupted):
-        Trainer(config, audio, out, resume=False).run()
-    monkeypatch.setattr(trainer, "save_checkpoint", real)
-    Trainer(config, audio, out, resume=True).run()
+    with monkeypatch.context() as patched:
+        patched.setattr(Stage, "save", save_then_stop)
+        with pytest.raises(Interrupted):
+            pretrain(config, audio, out, resume=False)
+    pretrain(config, audio, out, resume=True)
     wanted = torch.load(finished / "layer.ckpt", weights_only=True)["model"]
     found = torch.load(out / "layer.ckpt", weights_only=True)["model"]
     assert wanted.keys() == found.keys()
@@ -144,7 +135,7 @@ def test_a_finished_folder_is_not_overwritten(
     audio: list[str], finished: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="--resume"):
-        Trainer(load_config(write_config(tmp_path)), audio, finished, resume=False)
+        pretrain(load_config(write_config(tmp_path)), audio, finished, resume=False)
 
 
 def test_export_loads_as_micro_wavlm(finished: Path, tmp_path: Path) -> None:
@@ -192,7 +183,7 @@ def test_cache_resamples_cuts_and_counts_frames(audio: list[str], tmp_path: Path
 
 
 def test_crops_carry_the_units_of_their_own_frames(audio: list[str], tmp_path: Path) -> None:
-    """Units that encode piece and frame: each crop must have consecutive frames of one piece, and its samples."""
+    """Units that count frames: a crop must have consecutive ones of one piece, and its samples."""
     cache = build_cache(audio, tmp_path, max_piece=15.0)
     units = np.arange(cache.frame_offsets[-1])
     sampler = CropSampler(
@@ -221,7 +212,7 @@ def test_crops_carry_the_units_of_their_own_frames(audio: list[str], tmp_path: P
 
 
 def test_a_faster_crop_carries_the_units_of_what_is_heard(tmp_path: Path) -> None:
-    """A steady tone, units that count frames: the pitch heard, over the tone's, is the pace of the units."""
+    """A steady tone, units that count frames: the pitch heard tells the pace of the units."""
     time = np.arange(8 * SAMPLE_RATE) / SAMPLE_RATE
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", 0.5 * np.sin(2 * np.pi * 400 * time), SAMPLE_RATE)
@@ -340,19 +331,19 @@ def _masked_features(
     return torch.where(mask[..., None], wavlm.mask_emb, features)
 
 
-@pytest.mark.parametrize("warm_start", ["no", "cnn", "all"])
+@pytest.mark.parametrize("warm_start", [None, "cnn", "all"])
 def test_warm_start_takes_over_what_it_says(
-    audio: list[str], finished: Path, tmp_path: Path, warm_start: str
+    audio: list[str], finished: Path, tmp_path: Path, warm_start: str | None
 ) -> None:
     stages = [
         TINY["stages"][0],
         TINY["stages"][1] | {"warm_start": warm_start, "model": {"layer_norm_first": False}},
     ]
     config = load_config(write_config(tmp_path, stages=stages))
-    trainer = Trainer(config, audio, tmp_path / "exp", resume=False)
+    cache = build_cache(audio, tmp_path / "exp", config.max_piece)
     before = build_wavlm(config.stage_model(0))
-    units = np.zeros(int(trainer.cache.frame_offsets[-1]), dtype=np.uint16)
-    model = trainer._new_wavlm(1, CropSampler(trainer.cache, units, config.batch, 0), before)
+    units = np.zeros(int(cache.frame_offsets[-1]), dtype=np.uint16)
+    model = new_wavlm(1, config, CropSampler(cache, units, config.batch, 0), before)
     assert not model.encoder.layer_norm_first
     old = before.state_dict()
     same = {key for key, value in model.state_dict().items() if value.equal(old[key])}
@@ -361,7 +352,7 @@ def test_warm_start_takes_over_what_it_says(
         key for key in old if key.startswith("feature_extractor") and key.endswith("0.weight")
     }
     assert same.isdisjoint(drawn) if warm_start != "all" else same == set(old)
-    assert convolutions <= same if warm_start != "no" else convolutions.isdisjoint(same)
+    assert convolutions <= same if warm_start else convolutions.isdisjoint(same)
 
 
 def test_masks_are_spans_that_the_seed_decides() -> None:
@@ -410,7 +401,7 @@ def test_bad_configuration_lists_every_problem(tmp_path: Path) -> None:
         "stages[1].units",
     ):
         assert expected in text
-    assert "batch.seconds: expected float, found 'long'" in text
+    assert "batch.seconds: expected float > 0, found 'long'" in text
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "last")])
@@ -421,7 +412,17 @@ def test_stages_have_files_of_their_own(tmp_path: Path, names: tuple[str, str]) 
 
 def test_first_stage_cannot_build_on_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="first stage has no model"):
-        load_config(write_config(tmp_path, stages=[{"target": "layer"}]))
+        load_config(write_config(tmp_path, stages=[{"name": "a", "target": "layer"}]))
+
+
+def test_muon_of_an_older_torch_is_said_before_anything_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UserError, match=r"stages\[1\].muon: expected torch 2.9 or newer"):
+        load_config(write_config(tmp_path))
+    first = TINY["stages"][:1]
+    load_config(write_config(tmp_path, stages=first))  # all else works there
 
 
 def test_data_folder_without_audio(tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_every_setting_is_in_the_shipped_file() -> None:
 
 
 def test_mel_start_gives_filters_of_unit_power_that_peak_at_their_band() -> None:
-    from s3prl_varan.pretrain.frontend import HIGH, LOW, mel_filters, start_from_mel
+    from micro_wavlm.frontend import HIGH, LOW, mel_filters, start_from_mel
 
     torch.manual_seed(0)
     conv = torch.nn.Conv1d(1, 64, 240, stride=160, bias=False)
@@ -456,7 +457,7 @@ def test_mel_start_gives_filters_of_unit_power_that_peak_at_their_band() -> None
 
 
 def test_probe_finds_what_is_linear_and_nothing_else() -> None:
-    from s3prl_varan.pretrain.probe import score_layers
+    from micro_wavlm.probes import score_layers
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, size=300)
@@ -471,8 +472,7 @@ def test_probe_finds_what_is_linear_and_nothing_else() -> None:
 
 
 def test_probe_report_marks_the_best_layer(tmp_path: Path) -> None:
-    from s3prl_varan.pretrain.probe import Score
-    from s3prl_varan.pretrain.probe_report import write_report
+    from micro_wavlm.probes import Score, write_report
 
     rows = [
         Score("emotion", "micro", 0, 0.5, 0.0),
@@ -486,14 +486,14 @@ def test_probe_report_marks_the_best_layer(tmp_path: Path) -> None:
 
 
 def told_sounds(wav: torch.Tensor) -> list[torch.Tensor]:
-    """Stands in for an upstream: one-hot vectors of what the frame's sound is, after a layer that knows nothing."""
+    """Stands in for an upstream: a layer that knows nothing, then one-hot the frame's sound."""
     sound = wav[: len(wav) // 320 * 320].view(-1, 320)[:-1, 200].long()
     return [torch.zeros(len(sound), 3) + torch.arange(len(sound))[:, None] % 2, torch.eye(3)[sound]]
 
 
 def test_phone_probe_reads_the_phone_at_the_centre_of_a_frame_and_skips_silence() -> None:
-    from s3prl_varan.pretrain.phones import SILENCE, AlignedClip
-    from s3prl_varan.pretrain.probe import probe_phones
+    from micro_wavlm.phones import SILENCE, AlignedClip
+    from micro_wavlm.probes import probe_phones
 
     def clip(seed: int) -> AlignedClip:
         kinds = np.repeat(
@@ -509,11 +509,12 @@ def test_phone_probe_reads_the_phone_at_the_centre_of_a_frame_and_skips_silence(
 
 @pytest.mark.slow
 def test_alignment_gives_the_words_phones_where_they_are_said(shared_dir: Path) -> None:
-    """LibriSpeech: CMUdict's pronunciation in order, and half a second of silence in front moves all by 50 frames."""
+    """CMUdict's pronunciation in order; half a second of silence moves it all by 50 frames."""
     from itertools import groupby
 
+    from micro_wavlm.phones import SILENCE, align, build_aligner
+
     from s3prl_varan.corpora.librispeech import read_split
-    from s3prl_varan.pretrain.phones import SILENCE, align, build_aligner
 
     pytest.importorskip("pocketsphinx")
     clips, _ = read_split(shared_dir / "data/librispeech/LibriSpeech/train-mini")
