@@ -1,4 +1,4 @@
-"""Look into a feature cache (--cache) or empty it: `python cache.py info DIR`, `python cache.py clear DIR`. See --help."""
+"""Look into a feature cache (--cache) or empty it: `python cache.py info DIR`. See --help."""
 
 import sys
 from pathlib import Path

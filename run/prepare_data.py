@@ -28,7 +28,7 @@ from s3prl_varan.corpora.iemocap import prepare_iemocap
 from s3prl_varan.corpora.librispeech import prepare_librispeech
 from s3prl_varan.corpora.manifest import UNKNOWN, prepare_manifest
 from s3prl_varan.corpora.ravdess import prepare_ravdess
-from s3prl_varan.corpora.synthetic import prepare_synthetic
+from synthetic import prepare_synthetic
 from s3prl_varan.errors import UserError
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare experiments: `python run/report.py result/downstream/*` writes tables, figures and one HTML page. See --help."""
+"""Compare experiments: tables, figures and one HTML page of their folders. See --help."""
 
 import sys
 from pathlib import Path

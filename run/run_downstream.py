@@ -1,4 +1,4 @@
-"""Train, evaluate or run a SUPERB downstream: `python run_downstream.py -u wavlm -d emotion -f varan`. See --help."""
+"""Train, evaluate or use a SUPERB downstream on any upstream, with a featurizer. See --help."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a sweep: `python run/sweep.py downstream_configs/sweeps/featurizers.yaml --workers 2`. See --help."""
+"""Run the experiments that a YAML file declares. See --help."""
 
 import sys
 from pathlib import Path

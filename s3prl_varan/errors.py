@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the input (flag, config key, file, corpus). The command line prints it without a traceback."""
+    """A mistake in the input (flag, config key, file, corpus), shown without a traceback."""
 
 
 def did_you_mean(word: object, choices: Iterable[object]) -> str:

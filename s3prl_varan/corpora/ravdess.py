@@ -29,7 +29,7 @@ NUM_CLIPS = 1440
 NUM_FOLDS = 4
 # The split of VARAN's released code.
 RELEASED = {"train": range(1, 20), "dev": range(20, 22), "test": range(22, 24)}
-SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in the root of a corpus made by corpora/synthetic.py
+SYNTHETIC_MARKER = "SYNTHETIC.txt"  # in the root of a corpus made by run/synthetic/
 _NAME = re.compile(r"(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)")
 _ACTOR = re.compile(r"Actor_(\d\d)")
 

@@ -7,8 +7,9 @@ import sys
 import numpy
 import pytest
 import soundfile
+import synthetic
 
-from s3prl_varan.corpora import ravdess, synthetic
+from s3prl_varan.corpora import ravdess
 from s3prl_varan.errors import UserError
 
 needs_espeak = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Speaks a list of utterances with eSpeak NG. A script that synthetic.py runs, not imported.
+"""Speaks a list of utterances with eSpeak NG. A script that is run, not imported.
 
 eSpeak NG keeps state between utterances that it offers no way to reset; in a process of its own the
 same list always gives the same samples. Standard library only, so that the process starts at once.
