@@ -188,12 +188,13 @@ def _rows_of_setup(
     higher = first.higher_is_better if name == first.metric else name not in GOES_DOWN
     expected = {cell.key for cell in cells}
     methods = grouped(cells, _identity)
-    held = {method: _one_each(methods[method], notes) for method in sorted(methods)}
-    rows = [
-        Row(setup, split, name, higher, *method[:2], methods[method][0].settings, one, expected)
-        for split in sorted({split for cell in done for split in cell.test}) or ["test"]
-        for method, one in held.items()
-    ]
+    held = [_one_each(methods[method], notes) for method in sorted(methods)]
+    rows = []
+    for split in sorted({split for cell in done for split in cell.test}) or ["test"]:
+        for one in held:
+            cell = next(iter(one.values()))
+            method = cell.featurizer, cell.tuning, cell.settings
+            rows.append(Row(setup, split, name, higher, *method, one, expected))
     for group in grouped(rows, lambda row: (row.featurizer, row.tuning, row.split)).values():
         _name_variants(group)
     return sorted(rows, key=method_order)

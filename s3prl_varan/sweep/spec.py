@@ -148,8 +148,10 @@ def _distribution(
     if choice:
         return distributions.CategoricalDistribution([json.dumps(one) for one in choice], **more)
     if int:
-        return distributions.IntDistribution(*int, **more)
-    return distributions.FloatDistribution(*float, **more)
+        low, high = int
+        return distributions.IntDistribution(low, high, **more)
+    lowest, highest = float
+    return distributions.FloatDistribution(lowest, highest, **more)
 
 
 def _change(

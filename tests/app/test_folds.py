@@ -17,9 +17,15 @@ def test_all_folds_in_one_command(
         str(flag) for flag in emotion_args("weighted_sum", "-p", str(tmp_path / "exp"), **overrides)
     ]
     assert main([*argv, "--folds", "fold1,fold9"]) == 2
-    assert "no fold9 in" in capsys.readouterr().err
+    assert "no fold9, there are fold1" in capsys.readouterr().err
     assert main([*argv, "--folds", "all", "-v", "fold1"]) == 2
     assert main([*argv, "--folds", "all", "-m", "evaluate"]) == 2
+    fixed = "config.downstream_expert.datarc.test_fold=fold2"
+    place = argv.index("-o") + 1
+    argv[place] += f",,{fixed}"
+    assert main([*argv, "--folds", "all"]) == 2
+    assert "the config sets the fold itself, fold2" in capsys.readouterr().err
+    argv[place] = argv[place].removesuffix(f",,{fixed}")
     assert not (tmp_path / "exp").exists()
     assert main([*argv, "--folds", "all"]) == 0
     assert "mean test" in capsys.readouterr().out

@@ -14,16 +14,15 @@ from s3prl_varan.sweep.work import Work
 
 def fake_cells(seeds: list[int], steps: int = 10, **flags: object) -> list[Cell]:
     """A cell for each seed."""
-    stored = {
-        "task": {"name": "fake", "metric": "acc", "higher_is_better": True},
-        "config": {"runner": {"total_steps": steps}},
-    }
+    task = {"name": "fake", "metric": "acc", "higher_is_better": True, "fold": None, "corpus": "x"}
+    stored = {"task": task, "config": {"runner": {"total_steps": steps}}, "settings": {"a": 1}}
+    args = {"upstream": "fake", "downstream": "fake", "featurizer": "varan", **flags}
     return [
         Cell(
             f"cell{seed:03}",
             ("--seed", str(seed)),
             {"seed": seed},
-            {**stored, "args": {"seed": seed, "featurizer": "varan", **flags}},
+            {"id": f"cell{seed:03}", **stored, "args": {**args, "seed": seed}},
         )
         for seed in seeds
     ]
