@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare experiments: tables, figures and one HTML page of their folders. See --help."""
+"""Compare experiments: `python run/report.py result/downstream/*`. See --help."""
 
 import sys
 from pathlib import Path

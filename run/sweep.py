@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run the experiments that a YAML file declares. See --help."""
+"""Run a sweep: `python run/sweep.py SWEEP.yaml --workers 2`. See --help."""
 
 import sys
 from pathlib import Path

@@ -120,6 +120,12 @@ def _grids(raw: Any, problems: list[str]) -> list[dict[str, list[Any]]]:
 
 def _space(search: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
     """Key -> Optuna's distribution, of a search as written."""
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"A search needs {error.name}: pip install 's3prl_varan[sweep]'."
+        ) from error
     raw, found = search.get("space"), {}
     for key, values in raw.items() if isinstance(raw, dict) else ():
         try:

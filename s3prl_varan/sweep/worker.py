@@ -116,15 +116,12 @@ class Worker:
         if cell.keys.get("cache") == "auto":  # one for all cells
             argv += ["--cache", str(self.work.folder / "features")]
         try:
-            self.in_cell = True
-            if self.stopping:
-                raise KeyboardInterrupt("waiting")
-            self.function(argv)
+            self._interruptibly(argv)
             if not (folder / RESULT).is_file():
                 raise RuntimeError(f"ended without a {RESULT}")
             return State("done")
         except KeyboardInterrupt as reason:
-            return State(str(reason), crashes)
+            return State(str(reason) or "waiting", crashes)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return State("failed", crashes, str(error))
@@ -132,6 +129,13 @@ class Worker:
             traceback.print_exc()
             status = "failed" if crashes >= RETRIES else "waiting"
             return State(status, crashes + 1, f"{type(error).__name__}: {error}")
+
+    def _interruptibly(self, argv: list[str]) -> None:
+        try:
+            self.in_cell = True
+            if self.stopping:
+                raise KeyboardInterrupt("waiting")
+            self.function(argv)
         finally:
             self.in_cell = False
 
@@ -143,6 +147,7 @@ class Worker:
 
     @contextmanager
     def _pruning(self, poor: Look | None) -> Iterator[None]:
+        """Meanwhile, interrupt the cell once `poor` says so."""
         over, main_thread = threading.Event(), threading.get_ident()
 
         def watch() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def quick(argv: list[str]) -> None:
         file.write(f"{os.getpid()}\n")
     runs = len((folder / "runs.txt").read_text().splitlines())
     print(f"hello from seed {seed}, {os.environ['OMP_NUM_THREADS']} threads")
+    print(f"optuna is loaded: {'optuna' in sys.modules}")
     if seed == 101 and runs == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if seed == 102:

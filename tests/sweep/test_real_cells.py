@@ -102,6 +102,11 @@ def test_corpora_are_checked_before_the_first_cell(
     assert "Session9" in capsys.readouterr().err and not out.exists()
 
 
+def test_storage_is_for_searches(tone_sweep: Path, capsys: pytest.CaptureFixture) -> None:
+    assert sweep([str(tone_sweep), "--storage", "sqlite:///x.db"]) == 2
+    assert "this sweep is a grid" in capsys.readouterr().err
+
+
 def test_worker_command_is_complete(
     tone_sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -82,6 +82,7 @@ def test_every_cell_runs_once_and_never_again(tmp_path: Path, fake: None) -> Non
     assert len(workers) == 2  # two processes that stay alive
     share = max(1, len(os.sched_getaffinity(0)) // 2)
     assert f"hello from seed 3, {share} threads" in (tmp_path / "cell003/log.txt").read_text()
+    assert "optuna is loaded: False" in (tmp_path / "cell003/log.txt").read_text()
     assert not list(tmp_path.glob("*/states-*.ckpt")) and not list(tmp_path.glob("*/status.json"))
     assert fake_sweep(tmp_path, cells) == 0
     assert lines(tmp_path, "runs.txt") == {cell.id: 1 for cell in cells}
@@ -202,6 +203,23 @@ def test_a_cell_that_another_holds_is_waited_for(tmp_path: Path, fake: None) -> 
         assert fake_sweep(tmp_path, cells) == 0
     first, second = ((tmp_path / cell.id / "result.json").stat().st_mtime for cell in cells)
     assert second < first
+
+
+def test_a_grid_needs_no_optuna(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("grid: {seed: [1]}")
+    (tmp_path / "search.yaml").write_text("search: {trials: 1, space: {seed: {int: [1, 2]}}}")
+    code = """
+import sys
+from pathlib import Path
+sys.modules["optuna"] = None
+import s3prl_varan.sweep.cli, s3prl_varan.sweep.engine
+from s3prl_varan.sweep.spec import read_spec
+assert read_spec(Path("grid.yaml")).grid
+read_spec(Path("search.yaml"))
+"""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "UserError: A search needs optuna: pip install" in run.stderr
 
 
 def test_a_file_system_without_locks_is_refused(
