@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from s3prl_varan.app.run import experiment_folder, run
-from s3prl_varan.config.settings import resolve
+from s3prl_varan.app.run import RESULTS, named_folder, run
+from s3prl_varan.config.resolve import resolve
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.files import RESULT, read_json, write_atomic
-from s3prl_varan.training.results import figures_table
+from s3prl_varan.training.artifacts import figures_table
 
 SUMMARY = "summary.json"
 SHARED = ("upstream", "downstream", "featurizer", "tuning", "seed", "metric", "higher_is_better")
@@ -74,8 +74,7 @@ def _one_fold(args: Namespace, fold: str | None, folder: Path | None = None) -> 
 
 def _parent(args: Namespace) -> Path:
     """-p or -n name the parent; else the usual name, without a fold."""
-    named = args.expdir or args.expname
-    return experiment_folder(args if named else _one_fold(args, "folds"))
+    return named_folder(args) or RESULTS / resolve(_one_fold(args, "folds")).folder_name
 
 
 def _finished(args: Namespace) -> bool:
