@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.upstream import micro_wavlm as micro
-from s3prl_varan.upstream.names import hub_modules, known_names
+from s3prl_varan.upstream.hub import hub_modules, known_names
 from s3prl_varan.upstream.wrapper import Upstream, build_upstream
 
 SMALL = {

@@ -1,4 +1,7 @@
-"""Make an expert from its factory, and say clearly why when that fails: flags, files, downloads, weights that do not fit."""
+"""Make an expert from its factory, and say clearly why when that fails.
+
+What can go wrong: flags, files, downloads, weights that do not fit, weights that would run code.
+"""
 
 import inspect
 import os
@@ -15,17 +18,16 @@ from urllib.error import URLError
 from torch import nn
 
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.upstream.names import TAKES_CKPT, Factory, family_of
+from s3prl_varan.upstream.hub import TAKES_CKPT, Factory, family_of
 
 FLAGS = {"ckpt": "-k", "model_config": "-g"}
 NEEDED = {
     "ckpt": "-k is missing: the checkpoint to load",
     "model_config": "-g is missing: the model's config file",
 }
-FORCE_SAFE, FORCE_UNSAFE = (
-    "TORCH_FORCE_WEIGHTS_ONLY_LOAD",
-    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
-)  # torch.load's switches
+# torch.load's own switches.
+FORCE_SAFE, FORCE_UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+# By name, since huggingface_hub is imported only where it is used.
 HUB_ERRORS = (
     "LocalEntryNotFoundError",
     "RepositoryNotFoundError",
@@ -33,9 +35,7 @@ HUB_ERRORS = (
     "HFValidationError",
 )
 SHOWN_KEYS = 4
-PICKLED = re.compile(
-    r"GLOBAL ([A-Za-z_]\w*\.[\w.]*\w)"
-)  # torch's way to name an object it will not load
+PICKLED = re.compile(r"GLOBAL ([A-Za-z_]\w*\.[\w.]*\w)")  # how torch names what it will not load
 OFFLINE = re.compile(
     r"connect|offline|resolve|timed out|temporary failure|unreachable|max retries", re.IGNORECASE
 )
@@ -44,7 +44,11 @@ OFFLINE = re.compile(
 def construct(
     factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool
 ) -> nn.Module:
-    """Call the factory with the flags given; UserError where a flag is missing, idle or leads nowhere."""
+    """Call the factory with the flags given.
+
+    UserError where a flag is missing, would be ignored or leads nowhere, or where a checkpoint
+    cannot be loaded. Errors inside a user's own expert are left as they are.
+    """
     arguments = _checked_arguments(factory, ckpt, model_config, refresh)
     downloads: list[Path] = []
     with ExitStack() as stack:
@@ -65,37 +69,36 @@ def construct(
                 raise
             raise explained from error
     if not isinstance(expert, nn.Module):
-        raise UserError(
-            f"-u {factory.name}: expected a torch.nn.Module, it made a {type(expert).__name__}."
-        )
+        made = type(expert).__name__
+        raise UserError(f"-u {factory.name}: expected a torch.nn.Module, it made a {made}.")
     return expert
 
 
 def _checked_arguments(
     factory: Factory, ckpt: str | None, model_config: str | None, refresh: bool
 ) -> dict[str, Any]:
+    """Such of the flags as the factory takes; UserError with all that is wrong with them."""
     given = {"ckpt": ckpt, "model_config": model_config, "refresh": refresh or None}
     given = {key: value for key, value in given.items() if value is not None}
     try:
-        parameters = dict(inspect.signature(factory.call).parameters)
+        takes = dict(inspect.signature(factory.call).parameters)
     except ValueError:  # written in C: has no signature to ask
-        parameters = {}
-    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+        takes = {}
+    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
     problems = [
-        f"{FLAGS[key]} {value}: this upstream takes no such argument" for key, value in given.items()
-        if key in FLAGS and key not in parameters and not open_ended
-    ]  # fmt: skip
+        f"{FLAGS[key]} {value}: this upstream takes no such argument"
+        for key, value in given.items()
+        if key in FLAGS and key not in takes and not open_ended
+    ]
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = [
         key
-        for key, each in parameters.items()
+        for key, each in takes.items()
         if each.kind in plain and each.default is inspect.Parameter.empty
     ]
-    if (
-        factory.origin == "s3prl"
-        and factory.name.endswith(TAKES_CKPT)
-        and "model_config" not in required
-    ):
+    takes_ckpt = factory.origin == "s3prl" and factory.name.endswith(TAKES_CKPT)
+    if takes_ckpt and "model_config" not in required:
+        # s3prl's factories are functions of *args and **kwargs, but need a checkpoint all the same.
         required = ["ckpt", *(key for key in required if key != "ckpt")]
     problems += [
         NEEDED.get(key, f"argument '{key}' is needed and no flag gives it")
@@ -107,48 +110,47 @@ def _checked_arguments(
         problems.append(f"-g: there is no file {model_config}")
     if problems:
         raise problems_error(f"Upstream '{factory.name}' cannot be made:", problems)
-    return {key: value for key, value in given.items() if open_ended or key in parameters}
+    return {key: value for key, value in given.items() if open_ended or key in takes}
 
 
 def _ckpt_problems(factory: Factory, ckpt: str | None) -> list[str]:
     """What is wrong with -k for one of s3prl's names."""
-    if ckpt is None or factory.origin != "s3prl":
+    name = factory.name
+    if ckpt is None or factory.origin != "s3prl" or name == "customized_upstream":
         return []
-    name, is_url = factory.name, ckpt.startswith(("http://", "https://"))
+    is_url = ckpt.startswith(("http://", "https://"))
     if not name.endswith(TAKES_CKPT):
-        if name == "customized_upstream":
-            return []
-        mine = ", ".join(f"`-u {each} -k FILE`" for each in family_of(name))
-        return [
-            f"-k would be ignored, '{name}' brings its own weights or has none."
-            + (f" Use {mine}" if mine else "")
-        ]
-    if name.endswith("_url") and not is_url:
-        return [
-            f"-k must be a URL here, found {ckpt}; for a file use '{name.removesuffix('_url')}_local'"
-        ]
+        others = ", ".join(f"`-u {each} -k FILE`" for each in family_of(name))
+        hint = f" Use {others}" if others else ""
+        return [f"-k would be ignored, '{name}' brings its own weights or has none.{hint}"]
+    if name.endswith("_url"):
+        local = f"{name.removesuffix('_url')}_local"
+        return [] if is_url else [f"-k must be a URL here, found {ckpt}; for a file use '{local}'"]
     takes_hub_id = name.startswith("hf_") or (name.endswith("_custom") and is_url)
-    if not name.endswith("_url") and not takes_hub_id and not Path(ckpt).is_file():
+    if not takes_hub_id and not Path(ckpt).is_file():
         return [f"-k: there is no file {ckpt}"]
     return []
 
 
 @contextmanager
 def _safe_loading() -> Iterator[None]:
-    """No checkpoint given by the user may run code while it loads, also where s3prl asks torch for full unpickling.
+    """No checkpoint of the user's may run code while it loads.
 
-    Someone who sets torch's own TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has decided otherwise, and is left to it.
+    Also where s3prl asks torch for full unpickling. Someone who sets torch's own
+    TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has decided otherwise, and is left to it.
     """
-    if os.environ.get(FORCE_UNSAFE):
-        yield
-        return
-    with mock.patch.dict(os.environ, {FORCE_SAFE: "1"}):
+    switch = {} if os.environ.get(FORCE_UNSAFE) else {FORCE_SAFE: "1"}
+    with mock.patch.dict(os.environ, switch):
         yield
 
 
 @contextmanager
 def _noted_downloads(name: str, downloads: list[Path]) -> Iterator[None]:
-    """Note the files that s3prl downloads; a download that fails or is empty ends in a UserError and leaves no file."""
+    """Note the files that s3prl downloads.
+
+    A download that fails or is empty ends in a UserError and leaves no file, where s3prl would
+    take what is left for the model at the next call.
+    """
     from s3prl.util import download
 
     original = download._download
@@ -175,80 +177,81 @@ def _noted_downloads(name: str, downloads: list[Path]) -> Iterator[None]:
 
 
 def _check_hub(hub_id: str) -> None:
-    """Fail at once where the hub does not answer; transformers would try again for a minute and a half."""
+    """Fail at once where the hub does not answer; transformers tries for a minute and a half."""
     from huggingface_hub import snapshot_download
 
     snapshot_download(hub_id, allow_patterns=["config.json"])
 
 
-def _download_error(name: str, source: str, error: object) -> UserError:
-    locals_ = [each for each in family_of(name) if each.endswith(("_local", "_custom"))]
-    offline = (
-        f"use `-u {locals_[0]} -k FILE` here"
-        if locals_
-        else "copy its cache (~/.cache/s3prl, ~/.cache/huggingface) here"
-    )
-    said = (
-        f"{type(error).__name__}: {_short(str(error))}" if isinstance(error, Exception) else error
-    )
-    return UserError(
-        f"Upstream '{name}' could not be downloaded from {source} ({said}). "
-        f"Without internet here, download it on a machine that has it, and {offline}."
-    )
-
-
 def _explain(
     factory: Factory, ckpt: str | None, error: Exception, downloads: list[Path]
 ) -> UserError | None:
-    """The UserError for what went wrong; None for an error in the user's own code, which is theirs to see whole."""
+    """The UserError for what went wrong.
+
+    None for an error in the user's own code, which is theirs to see whole.
+    """
     name, source = factory.name, f"-k {ckpt}" if ckpt else "its checkpoint"
-    chain = list(_causes(error))
-    for cause in chain:
+    for cause in _causes(error):
         said = str(cause)
         if "loading state_dict" in said:
             return _mismatch_error(name, source, said)
-        needed = PICKLED.search(said) if isinstance(cause, pickle.UnpicklingError) else None
+        unpickling = isinstance(cause, pickle.UnpicklingError)
+        needed = PICKLED.search(said) if unpickling else None
         if needed:
             return UserError(_needs_unpickling(name, source, needed.group(1)))
-        damaged = (
-            isinstance(cause, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in said
-        )
-        if damaged or (
-            isinstance(cause, KeyError) and not isinstance(cause.args[0], str)
-        ):  # an opcode torch does not know
+        # A KeyError of a number: an opcode that torch's unpickler does not know.
+        opcode = isinstance(cause, KeyError) and not isinstance(cause.args[0], str)
+        if unpickling or opcode or isinstance(cause, EOFError) or "PytorchStreamReader" in said:
             for path in downloads:
                 path.unlink(missing_ok=True)
             again = " The downloaded file was removed: try again." if downloads else ""
+            short = _shortened(said) or "empty"
             return UserError(
-                f"Upstream '{name}': {source} is no checkpoint, or damaged ({_short(said) or 'empty'}).{again}"
+                f"Upstream '{name}': {source} is no checkpoint, or damaged ({short}).{again}"
             )
         lacks = re.search(r"required key: (\S+) is missing", said)
         if lacks or (isinstance(cause, KeyError) and ckpt is not None):
             key = lacks.group(1) if lacks else cause.args[0]
             return UserError(
-                f"Upstream '{name}': {source} is not a checkpoint of this family, it has no '{key}'."
+                f"Upstream '{name}': {source} is not a checkpoint of this family, "
+                f"it has no '{key}'."
             )
-        if (
-            isinstance(cause, URLError | ConnectionError)
-            or type(cause).__name__ in HUB_ERRORS
-            or (isinstance(cause, OSError) and OFFLINE.search(said))
-        ):
+        if _is_offline(cause, said):
             return _download_error(name, ckpt or "the internet", cause)
     if factory.origin == "user":
         return None
     if isinstance(error, ImportError):
         return UserError(
-            f"Upstream '{name}' needs a package that is missing: {error}. Install it (pip) and try again."
+            f"Upstream '{name}' needs a package that is missing: {error}. Install it (pip) and "
+            "try again."
         )
-    return UserError(
-        f"Upstream '{name}' could not be made: {type(error).__name__}: {_short(str(error)) or 'no reason given'}."
-    )
+    said = _shortened(str(error)) or "no reason given"
+    return UserError(f"Upstream '{name}' could not be made: {type(error).__name__}: {said}.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _is_offline(cause: BaseException, said: str) -> bool:
+    if isinstance(cause, URLError | ConnectionError) or type(cause).__name__ in HUB_ERRORS:
+        return True
+    return isinstance(cause, OSError) and OFFLINE.search(said) is not None
+
+
+def _download_error(name: str, source: str, error: object) -> UserError:
+    for_files = [each for each in family_of(name) if each.endswith(("_local", "_custom"))]
+    remedy = "copy its cache (~/.cache/s3prl, ~/.cache/huggingface) here"
+    if for_files:
+        remedy = f"use `-u {for_files[0]} -k FILE` here"
+    if isinstance(error, Exception):
+        error = f"{type(error).__name__}: {_shortened(str(error))}"
+    return UserError(
+        f"Upstream '{name}' could not be downloaded from {source} ({error}). "
+        f"Without internet here, download it on a machine that has it, and {remedy}."
+    )
 
 
 def _mismatch_error(name: str, source: str, said: str) -> UserError:
@@ -258,12 +261,10 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
         listed = re.search(rf"{kind} key\(s\) in state_dict: (.*)", said)
         keys = re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
         if keys:
-            problems.append(
-                f"{len(keys)} {kind.lower()}: {', '.join(keys[:SHOWN_KEYS])}{', ...' if len(keys) > SHOWN_KEYS else ''}"
-            )
-    sizes = re.findall(
-        r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", said
-    )
+            more = ", ..." if len(keys) > SHOWN_KEYS else ""
+            problems.append(f"{len(keys)} {kind.lower()}: {', '.join(keys[:SHOWN_KEYS])}{more}")
+    size = r"torch\.Size\((\[.*?\])\)"
+    sizes = re.findall(rf"size mismatch for (\S+): .*?{size}.*?{size}", said)
     problems += [
         f"{key}: {found} in the checkpoint, {wanted} in the model"
         for key, found, wanted in sizes[:SHOWN_KEYS]
@@ -272,20 +273,21 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
         problems.append(f"... {len(sizes)} tensors of another size in all")
     return problems_error(
         f"Upstream '{name}': the weights in {source} do not fit the model.",
-        problems or [_short(said)],
+        problems or [_shortened(said)],
         "Is the checkpoint of this family, and complete? -u names the family, -k the file.",
     )
 
 
 def _needs_unpickling(name: str, source: str, needed: str) -> str:
     return (
-        f"Upstream '{name}': {source} holds Python objects ({needed}) besides tensors; loading them "
-        "could run code hidden in the file, so it is refused. If you trust where it came from, convert it once: "
-        "`state = torch.load(FILE, map_location='cpu', weights_only=False)`, replace those objects by plain dicts, lists and "
-        "numbers (vars(x) for a Namespace), then `torch.save(state, NEW_FILE)`, and give -k NEW_FILE."
+        f"Upstream '{name}': {source} holds Python objects ({needed}) besides tensors; loading "
+        "them could run code hidden in the file, so it is refused. If you trust where it came "
+        "from, convert it once: `state = torch.load(FILE, map_location='cpu', "
+        "weights_only=False)`, replace those objects by plain dicts, lists and numbers (vars(x) "
+        "for a Namespace), then `torch.save(state, NEW_FILE)`, and give -k NEW_FILE."
     )
 
 
-def _short(text: str) -> str:
+def _shortened(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 200 else f"{line[:200]}..."

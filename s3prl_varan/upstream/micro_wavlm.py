@@ -1,11 +1,11 @@
-"""`-u micro_wavlm`: a tiny WavLM in s3prl's own code, with the weights shipped beside this file, else fixed random ones.
+"""`-u micro_wavlm`: a tiny WavLM in s3prl's own code, with the weights shipped beside this file.
 
-Unlike s3prl's expert it tells the exact number of frames of each clip, so padding in a batch changes no hidden state.
--g takes another config of the form of micro_wavlm.yaml, -k other weights (safetensors, names of s3prl's WavLM).
+Without them it has fixed random ones. Unlike s3prl's expert it tells the exact number of frames of
+each clip, so padding in a batch changes no hidden state. -g takes another config of the form of
+micro_wavlm.yaml, -k other weights (safetensors, names of s3prl's WavLM).
 """
 
 import hashlib
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,25 +21,27 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
+from s3prl_varan.files import atomic_path
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
 
 class UpstreamExpert(s3prl_expert.UpstreamExpert):
-    """s3prl's WavLM expert around a model in memory. Hidden states: input of every layer, then the encoder's output."""
+    """s3prl's WavLM expert around a model in memory.
+
+    Hidden states: the input of every layer, then the encoder's output.
+    """
 
     def __init__(self, model: WavLM):
-        UpstreamBase.__init__(
-            self
-        )  # s3prl's own __init__ does no more than load a file and set what follows
+        # Past s3prl's own __init__, which does no more than load a file and set what follows.
+        UpstreamBase.__init__(self)
         self.cfg, self.model = model.cfg, model
         self.model.feature_grad_mult = 0.0  # the convolutions are not trained
         self.model.encoder.layerdrop = self._init_layerdrop = 0.0
         for index in range(len(model.encoder.layers)):
-            self.add_hook(
-                f"self.model.encoder.layers[{index}]", lambda args, output: args[0].transpose(0, 1)
-            )
+            layer = f"self.model.encoder.layers[{index}]"
+            self.add_hook(layer, lambda args, output: args[0].transpose(0, 1))
         self.add_hook("self.model.encoder", lambda args, output: output[0])
 
     def frame_lengths(self, num_samples: Sequence[int]) -> list[int]:
@@ -51,32 +53,33 @@ class UpstreamExpert(s3prl_expert.UpstreamExpert):
         return lengths
 
     def forward(self, wavs: Sequence[Tensor]) -> None:
-        """16 kHz waveforms B x [num_samples]; the hooks collect hidden_states, (layers + 1) x [B, T, D]."""
+        """16 kHz waveforms B x [num_samples]; hooks collect (layers + 1) x [B, T, D]."""
         if self.cfg.normalize:
             wavs = [F.layer_norm(wav, wav.shape) for wav in wavs]
         frames = self.frame_lengths([len(wav) for wav in wavs])
         padded = pad_sequence(list(wavs), batch_first=True)
-        # WavLM cuts the sample mask into T equal chunks, a frame is padding where its chunk is: mark whole chunks.
+        # WavLM cuts the sample mask into T equal chunks, and a frame is padding where its chunk is:
+        # mark whole chunks.
         chunk = padded.size(1) // max(frames)
         ends = torch.tensor(frames, device=padded.device)[:, None] * chunk
-        self.model.extract_features(
-            padded, padding_mask=torch.arange(padded.size(1), device=padded.device) >= ends
-        )
+        padding = torch.arange(padded.size(1), device=padded.device) >= ends
+        self.model.extract_features(padded, padding_mask=padding)
 
     def export(self, path: str | Path) -> None:
-        """Write a checkpoint for s3prl's `wavlm_local -k path`; for one clip it gives the same hidden states."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        torch.save({"cfg": dict(vars(self.cfg)), "model": self.model.state_dict()}, temporary)
-        os.replace(temporary, path)
+        """Write a checkpoint for s3prl's `wavlm_local -k path`.
+
+        For a clip by itself it gives the same hidden states.
+        """
+        with atomic_path(Path(path)) as temporary:
+            torch.save({"cfg": dict(vars(self.cfg)), "model": self.model.state_dict()}, temporary)
 
 
 def build_wavlm(
     config: dict[str, Any], state: dict[str, Tensor] | None = None, *, seed: int = 0
 ) -> UpstreamExpert:
-    """An expert from WavLMConfig fields; weights from `state` (any float type) or drawn from `seed`, always float32.
+    """An expert from WavLMConfig fields; float32 weights from `state` (any type) or from `seed`.
 
-    The global random generators stay as they were. UserError where a field is unknown or the state does not fit.
+    The global random generators stay as they were. UserError where a field is unknown.
     """
     known = vars(WavLMConfig())
     unknown = [
@@ -100,7 +103,8 @@ def micro_wavlm(ckpt: str | None = None, model_config: str | None = None) -> Ups
     options = yaml.safe_load(Path(model_config or CONFIG).read_text(encoding="utf-8"))
     if not isinstance(options, dict) or not isinstance(options.get("model"), dict):
         raise UserError(
-            f"-g {model_config}: expected a section `model:` with fields of WavLMConfig, as in micro_wavlm.yaml."
+            f"-g {model_config}: expected a section `model:` with fields of WavLMConfig, as in "
+            f"{CONFIG.name}."
         )
     state = None
     if ckpt is not None:
@@ -121,7 +125,8 @@ def _read_state(path: Path, sha256: str | None = "") -> dict[str, Tensor]:
     found = hashlib.sha256(content).hexdigest()
     if sha256 not in ("", found):
         raise UserError(
-            f"{path} is damaged: sha256 {found}, {CONFIG.name} says {sha256}. Install the package again."
+            f"{path} is damaged: sha256 {found}, {CONFIG.name} says {sha256}. Install the package "
+            "again."
         )
     try:
         return load(content)

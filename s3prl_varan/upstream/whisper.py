@@ -1,8 +1,9 @@
-"""`-u whisper -k DIR_OR_HUB_ID`: the encoder of any Hugging Face Whisper checkpoint, run on the true length of each clip.
+"""`-u whisper -k DIR_OR_HUB_ID`: the encoder of any Hugging Face Whisper checkpoint.
 
-Whisper was trained on clips padded to 30 s; padding costs a 3 s clip ten times the work and fills its frames with silence.
-Here each clip is only as long as it is: log-mel of its own frames, cropped position embeddings, padding masked, so that a
-clip's hidden states do not depend on the batch. Clips beyond 30 s are encoded in consecutive windows of 30 s.
+Whisper was trained on clips padded to 30 s; padding costs a 3 s clip ten times the work and fills
+its frames with silence. Here each clip is only as long as it is: log-mel of its own frames,
+cropped position embeddings, padding masked, so that a clip's hidden states do not depend on the
+batch. Clips beyond 30 s are encoded in consecutive windows of 30 s.
 """
 
 import json
@@ -15,22 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.errors import UserError, problems_error
 
 N_FFT, HOP, STRIDE = 400, 160, 2  # samples, samples, mel frames per hidden frame
 SAMPLES_PER_FRAME = HOP * STRIDE
-PREFIXES = (
-    "model.encoder.",
-    "encoder.",
-    "",
-)  # ...ForConditionalGeneration, WhisperModel, WhisperEncoder
+# Of the encoder's tensors in ...ForConditionalGeneration, WhisperModel and WhisperEncoder.
+PREFIXES = ("model.encoder.", "encoder.", "")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram, over each clip's own frames (Radford et al. 2022, arXiv 2212.04356, section 2.2).
+    """Whisper's log-mel spectrogram (Radford et al. 2022, arXiv 2212.04356, section 2.2).
 
-    x = log10(max(mel, 1e-10));  x = (max(x, max over the clip - 8) + 4) / 4.  Beyond its end a clip is silent.
+    x = log10(max(mel, 1e-10));  x = (max(x, max over the clip - 8) + 4) / 4.  Over each clip's own
+    frames; beyond its end a clip is silent.
     """
 
     filters: Tensor  # [M, N_FFT / 2 + 1]
@@ -41,36 +41,39 @@ class LogMel(nn.Module):
         from transformers.audio_utils import mel_filter_bank
 
         filters = mel_filter_bank(
-            1 + N_FFT // 2, num_mel, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney"
+            1 + N_FFT // 2, num_mel, 0.0, 8000.0, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
         )
-        self.register_buffer(
-            "filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False
-        )
+        matrix = torch.from_numpy(filters).float().T.contiguous()
+        self.register_buffer("filters", matrix, persistent=False)
         self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
 
     @torch.no_grad()
     def forward(self, wavs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """B x [num_samples] -> log-mel [B, M, F], zero beyond a clip's end, and frames [B], even: 2 * ceil(samples / 320)."""
+        """B x [num_samples] -> log-mel [B, M, F], zero beyond a clip's end, and its frames [B].
+
+        Frames are even: 2 * ceil(samples / 320).
+        """
         device = wavs[0].device
         hidden = [max(1, -(-len(wav) // SAMPLES_PER_FRAME)) for wav in wavs]
         frames = torch.tensor([STRIDE * count for count in hidden], device=device)
         total = STRIDE * max(hidden)
         padded = pad_sequence([wav.float() for wav in wavs], batch_first=True)
-        padded = F.pad(
-            padded, (0, total * HOP + N_FFT - padded.size(1))
-        )  # so that no frame sees the reflected end
+        # Long enough that no frame which is kept sees the end that stft reflects.
+        padded = F.pad(padded, (0, total * HOP + N_FFT - padded.size(1)))
         with torch.autocast(device.type, enabled=False):
-            spectrum = torch.stft(padded, N_FFT, HOP, window=self.window, return_complex=True)[
-                ..., :total
-            ]
-            mel = (self.filters @ spectrum.abs().square()).clamp_min(1e-10).log10()
+            spectrum = torch.stft(padded, N_FFT, HOP, window=self.window, return_complex=True)
+            power = spectrum[..., :total].abs().square()
+            mel = (self.filters @ power).clamp_min(1e-10).log10()
         beyond = ~_valid(frames, total)[:, None]
         loudest = mel.masked_fill(beyond, -10.0).amax(dim=(1, 2), keepdim=True)
         return ((mel.maximum(loudest - 8.0) + 4.0) / 4.0).masked_fill(beyond, 0.0), frames
 
 
 class UpstreamExpert(nn.Module):
-    """Hidden states of a transformers WhisperEncoder: embeddings, then every layer's output, the last one normalised."""
+    """Hidden states of a transformers WhisperEncoder.
+
+    Embeddings, then every layer's output, the last one normalised.
+    """
 
     def __init__(self, encoder: Any):
         super().__init__()
@@ -83,33 +86,28 @@ class UpstreamExpert(nn.Module):
         return SAMPLES_PER_FRAME
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
-        """16 kHz waveforms B x [num_samples] -> {"hidden_states": N x [B, T, D], "last_hidden_state": [B, T, D]}."""
+        """16 kHz waveforms B x [num_samples] -> "hidden_states" N x [B, T, D], and the last one."""
         mel, frames = self.log_mel(wavs)
         hidden_states = self.encode(mel, frames)
         return {"hidden_states": hidden_states, "last_hidden_state": hidden_states[-1]}
 
     def encode(self, mel: Tensor, frames: Tensor) -> list[Tensor]:
-        """Log-mel [B, M, F] with frames [B] (even) -> hidden states N x [B, F / 2, D], window by window."""
+        """Log-mel [B, M, F], frames [B] (even) -> hidden states N x [B, F / 2, D], by windows."""
         size = STRIDE * self.window
         batch, _, total = mel.shape
         if total <= size:
             return self._encode_window(mel, frames)
         count = -(-total // size)
-        windows = (
-            F.pad(mel, (0, count * size - total))
-            .unflatten(-1, (count, size))
-            .transpose(1, 2)
-            .flatten(0, 1)
-        )
+        windows = F.pad(mel, (0, count * size - total)).unflatten(-1, (count, size))
+        windows = windows.transpose(1, 2).flatten(0, 1)  # [B * count, M, size]
         starts = size * torch.arange(count, device=mel.device)
         left = (frames[:, None] - starts).clamp(0, size).flatten()  # [B * count]
         filled = left.nonzero()[:, 0]  # a window without a frame would attend to nothing
         hidden_states = []
         for hidden in self._encode_window(windows[filled], left[filled]):
             whole = hidden.new_zeros(batch * count, *hidden.shape[1:]).index_copy(0, filled, hidden)
-            hidden_states.append(
-                whole.unflatten(0, (batch, count)).flatten(1, 2)[:, : total // STRIDE]
-            )
+            joined = whole.unflatten(0, (batch, count)).flatten(1, 2)  # [B, frames of all, D]
+            hidden_states.append(joined[:, : total // STRIDE])
         return hidden_states
 
     def _encode_window(self, mel: Tensor, frames: Tensor) -> list[Tensor]:
@@ -134,14 +132,16 @@ class UpstreamExpert(nn.Module):
 def whisper(
     ckpt: str | None = None, model_config: str | None = None, refresh: bool = False
 ) -> UpstreamExpert:
-    """The expert. ckpt: a checkpoint folder or hub id; model_config: another config.json; refresh: download again.
+    """The expert.
 
-    The folder holds config.json and safetensors (or a pytorch_model.bin) of a whole Whisper model or of its encoder.
+    ckpt: a hub id, or a checkpoint folder with config.json and safetensors (or a
+    pytorch_model.bin) of a whole Whisper model or of its encoder. model_config: another
+    config.json. refresh: download again.
     """
     if not ckpt:
         raise UserError(
-            "Upstream 'whisper' needs -k: a folder with a Hugging Face Whisper checkpoint, or a hub id such as "
-            "openai/whisper-base (which is downloaded)."
+            "Upstream 'whisper' needs -k: a folder with a Hugging Face Whisper checkpoint, or a "
+            "hub id such as openai/whisper-base (which is downloaded)."
         )
     folder = Path(ckpt) if Path(ckpt).exists() else _download(ckpt, refresh)
     if not folder.is_dir():
@@ -165,13 +165,12 @@ def _download(hub_id: str, refresh: bool) -> Path:
     try:
         patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
         return Path(snapshot_download(hub_id, allow_patterns=patterns, force_download=refresh))
-    except (
-        Exception
-    ) as error:  # offline, no such model, no access: each of several libraries' types
+    except Exception as error:  # offline, no such model, no access: of several libraries' types
+        said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"-k: there is no folder {hub_id}, and as a hub id it could not be downloaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}). Without internet here, download it on a machine that has it "
-            f"(hf download {hub_id}) and give the folder."
+            f"-k: there is no folder {hub_id}, and as a hub id it could not be downloaded "
+            f"({type(error).__name__}: {said}). Without internet here, download it on a machine "
+            f"that has it (hf download {hub_id}) and give the folder."
         ) from error
 
 
@@ -180,7 +179,8 @@ def _read_config(path: Path) -> Any:
 
     if not path.is_file():
         raise UserError(
-            f"-k: {path.parent} has no {path.name}, so it is not a Hugging Face Whisper checkpoint folder."
+            f"-k: {path.parent} has no {path.name}, so it is not a Hugging Face Whisper checkpoint "
+            "folder."
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -189,7 +189,8 @@ def _read_config(path: Path) -> Any:
     found = values.get("model_type") if isinstance(values, dict) else None
     if found != "whisper":
         raise UserError(
-            f"{path}: expected model_type 'whisper', found {found!r}. For other models use their own upstream."
+            f"{path}: expected model_type 'whisper', found {found!r}. For other models use their "
+            "own upstream."
         )
     config = WhisperConfig(**values)
     config._attn_implementation = "sdpa"
@@ -197,7 +198,10 @@ def _read_config(path: Path) -> Any:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The encoder's tensors, under the names of a bare WhisperEncoder. Nothing in the files can run code."""
+    """The encoder's tensors, under the names of a bare WhisperEncoder.
+
+    Nothing in the files can run code.
+    """
     from safetensors import SafetensorError, safe_open
 
     names = [name for name in WEIGHTS if (folder / name).is_file()]
@@ -207,19 +211,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".bin":
             return _encoder_part(torch.load(path, map_location="cpu", weights_only=True))
-        files = (
-            sorted(set(json.loads(path.read_text())["weight_map"].values()))
-            if path.suffix == ".json"
-            else [path.name]
-        )
+        parts = [path.name]
+        if path.suffix == ".json":  # the index of a checkpoint in several files
+            parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
         state: dict[str, Tensor] = {}
-        for path in (folder / name for name in files):
+        for path in (folder / name for name in parts):
             with safe_open(path, framework="pt") as file:
-                state |= {
-                    key: file.get_tensor(key)
-                    for key in file.keys()
-                    if "decoder." not in key and key != "proj_out.weight"
-                }
+                # The decoder, most of the file, is not even read.
+                state |= {key: file.get_tensor(key) for key in file.keys() if _of_encoder(key)}
         return _encoder_part(state)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         raise UserError(
@@ -231,12 +230,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _of_encoder(key: str) -> bool:
+    return "decoder." not in key and not key.startswith("proj_out")
+
+
 def _encoder_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     prefix = next((each for each in PREFIXES if f"{each}conv1.weight" in state), "")
     return {
         key.removeprefix(prefix): value.float()
         for key, value in state.items()
-        if key.startswith(prefix)
+        if key.startswith(prefix) and _of_encoder(key)
     }
 
 
@@ -246,20 +249,20 @@ def _load_encoder(config: Any, state: dict[str, Tensor], source: str) -> Any:
     with torch.device("meta"):  # no random weights to draw, they are all in the file
         encoder = WhisperEncoder(config)
     wanted = encoder.state_dict()
-    state = {
-        key: value for key, value in state.items() if not key.startswith(("decoder.", "proj_out"))
-    }
     problems = [f"'{key}' is missing" for key in wanted if key not in state]
     problems += [f"'{key}' is not in the model" for key in state if key not in wanted]
     problems += [
-        f"'{key}' is {list(state[key].shape)} in the checkpoint, {list(wanted[key].shape)} by config.json"
+        f"'{key}' is {list(state[key].shape)} in the checkpoint, {list(wanted[key].shape)} by "
+        "config.json"
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
     if problems:
         raise problems_error(
-            f"The weights in {source} do not fit its config.json ({len(problems)} tensors, the first ones:)", problems[:4],
+            f"The weights in {source} do not fit its config.json ({len(problems)} tensors, the "
+            "first ones:)",
+            problems[:4],
             "Are both from the same Whisper model?",
-        )  # fmt: skip
+        )
     encoder.load_state_dict(state, assign=True)
     return encoder.eval()
