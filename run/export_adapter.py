@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Write the LoRA adapters of an experiment, or the upstream with the adapters folded in.
 
-    python export_adapter.py result/downstream/EXP adapter             PEFT's format for Hugging Face upstreams, else safetensors
-    python export_adapter.py result/downstream/EXP merged.pt --merge   for `-u wavlm_local -k merged.pt` and the like
+    python export_adapter.py result/downstream/EXP adapter
+    python export_adapter.py result/downstream/EXP merged.pt --merge
 
-Without --merge OUT is a folder.
+The first writes a folder, in PEFT's format for Hugging Face upstreams, else safetensors; the second
+what `-u wavlm_local -k merged.pt` and the like read.
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """Makes s3prl's unmodified downstream experts run on today's packages.
 
-torchaudio >= 2.9 reads audio only through torchcodec (which needs FFmpeg's libraries) and has dropped `info` and
-`sox_effects`; s3prl's datasets call all three. Here they are served by soundfile. Call `patch_torchaudio()` before the first
-import of an s3prl downstream: several of them copy `load` into their own namespace. `import_downstream` does both.
+s3prl's datasets call torchaudio's `load`, `info` and `sox_effects`. torchaudio >= 2.9 reads audio
+only through torchcodec (which needs FFmpeg's libraries) and has dropped the other two; 2.8 has
+them, but without libsox on the machine its effects fail when they are called. Here all three are
+served by soundfile. Call `patch_torchaudio()` before the first import of an s3prl downstream:
+several of them copy `load` into their own namespace. `import_downstream` does both.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +27,18 @@ if TYPE_CHECKING:
 _MARK = "_s3prl_varan"
 _AUDIO_SUFFIXES = {".aac", ".au", ".flac", ".m4a", ".mp3", ".ogg", ".wav"}
 Source = str | Path | IO[bytes]
+PCM = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
+BITS = {**PCM, "FLOAT": 32, "DOUBLE": 64}  # per sample, by libsndfile's name of the encoding
 
 
 @dataclass(frozen=True)
 class AudioMetaData:
-    """What `torchaudio.info` used to return. num_frames: samples per channel; bits_per_sample: 0 where it has no meaning."""
+    """What `torchaudio.info` used to return."""
 
     sample_rate: int
-    num_frames: int
+    num_frames: int  # samples per channel
     num_channels: int
-    bits_per_sample: int
+    bits_per_sample: int  # 0 where it has no meaning
     encoding: str
 
 
@@ -43,14 +48,16 @@ def load_audio(
     num_frames: int = -1,
     normalize: bool = True,
     channels_first: bool = True,
-    format: str | None = None,  # noqa: A002 - torchaudio's own name; this and the next two are accepted, libsndfile needs none
+    format: str | None = None,
     buffer_size: int = 4096,
     backend: str | None = None,
 ) -> tuple["torch.Tensor", int]:
-    """`torchaudio.load` on soundfile: (waveform [channels, num_samples] float32 in [-1, 1], sample_rate).
+    """`torchaudio.load` on soundfile: (waveform [channels, num_samples], sample_rate).
 
-    frame_offset, num_frames: where to start and how many samples to read (-1: to the end). normalize=False keeps 16- and
-    32-bit PCM as integers. Raises what soundfile raises for a file that cannot be read.
+    The waveform is float32 in [-1, 1]; normalize=False keeps 16- and 32-bit PCM as integers.
+    frame_offset, num_frames: where to start and how many samples to read (-1: to the end). format,
+    buffer_size and backend change nothing. Raises what soundfile raises for a file that cannot be
+    read.
     """
     import soundfile
     import torch
@@ -69,26 +76,16 @@ def load_audio(
     return (wave.t().contiguous() if channels_first else wave), rate
 
 
-def audio_metadata(uri: Source, format: str | None = None, **_: Any) -> AudioMetaData:  # noqa: A002
+def audio_metadata(uri: Source, format: str | None = None, **_: Any) -> AudioMetaData:
     """`torchaudio.info` on soundfile; reads the header only."""
     import soundfile
 
     found = soundfile.info(uri)
-    bits = {
-        "PCM_S8": 8,
-        "PCM_U8": 8,
-        "PCM_16": 16,
-        "PCM_24": 24,
-        "PCM_32": 32,
-        "FLOAT": 32,
-        "DOUBLE": 64,
-    }
     encoding = {"WAV": "PCM_S", "WAVEX": "PCM_S"}.get(found.format, found.format)
     if found.subtype in ("FLOAT", "DOUBLE"):
         encoding = "PCM_F"
-    return AudioMetaData(
-        found.samplerate, found.frames, found.channels, bits.get(found.subtype, 0), encoding
-    )
+    bits = BITS.get(found.subtype, 0)
+    return AudioMetaData(found.samplerate, found.frames, found.channels, bits, encoding)
 
 
 def apply_effects_tensor(
@@ -97,9 +94,10 @@ def apply_effects_tensor(
     effects: Sequence[Sequence[str]],
     channels_first: bool = True,
 ) -> tuple["torch.Tensor", int]:
-    """The sox effects that classification experts of s3prl ask for: `channels 1`, `rate N`, `gain DB`, `norm [DB]`.
+    """The sox effects that s3prl's experts ask for: `channels 1`, `rate N`, `gain DB`, `norm [DB]`.
 
-    tensor: [channels, num_samples] (or transposed when not channels_first). Raises UserError for any other effect.
+    tensor: [channels, num_samples] (or transposed when not channels_first). Raises UserError for
+    any other effect.
     """
     import torchaudio
 
@@ -118,8 +116,9 @@ def apply_effects_tensor(
         else:
             shown = " ".join([name, *args])
             raise UserError(
-                f"sox effect '{shown}' is not available: torchaudio >= 2.9 has no sox any more, and only 'channels 1', "
-                "'rate', 'gain' and 'norm' are replaced here. Apply it to the files beforehand."
+                f"sox effect '{shown}' is not available: torchaudio has no sox here, and only "
+                "'channels 1', 'rate', 'gain' and 'norm' are replaced. Apply it to the files "
+                "beforehand."
             )
     return (wave if channels_first else wave.t()), sample_rate
 
@@ -138,25 +137,38 @@ def apply_effects_file(
 
 
 def patch_torchaudio() -> None:
-    """Serve torchaudio.load, torchaudio.info and, where it is gone, torchaudio.sox_effects from soundfile. Idempotent."""
+    """Serve torchaudio.load and info from soundfile, and sox_effects where sox is not usable.
+
+    May be called again.
+    """
     import torchaudio
 
     if getattr(torchaudio, _MARK, False):
         return
     torchaudio.load = load_audio
     torchaudio.info = audio_metadata
-    if importlib.util.find_spec("torchaudio.sox_effects") is None:
+    if not _has_sox():
         effects = _module("torchaudio.sox_effects", apply_effects_file, apply_effects_tensor)
         sys.modules["torchaudio.sox_effects"] = effects
         torchaudio.sox_effects = effects
     setattr(torchaudio, _MARK, True)
 
 
+def _has_sox() -> bool:
+    """Does torchaudio find libsox? Without it the module can be imported, but not asked."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 2.8 announces that it will be removed
+            return bool(importlib.import_module("torchaudio.sox_effects").effect_names())
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return False
+
+
 def import_downstream(name: str) -> types.ModuleType:
     """Import `s3prl.downstream.<name>.expert` with torchaudio patched.
 
-    Raises UserError when a package that this expert needs is not installed. An unknown `name` is the caller's to check: it
-    ends as the ordinary ModuleNotFoundError.
+    Raises UserError when a package that this expert needs is not installed. An unknown `name` is
+    the caller's to check: it ends as the ordinary ModuleNotFoundError.
     """
     patch_torchaudio()
     module = f"s3prl.downstream.{name}.expert"
@@ -168,15 +180,15 @@ def import_downstream(name: str) -> types.ModuleType:
         if missing in ("", "s3prl"):
             raise
         raise UserError(
-            f"downstream '{name}' needs the package '{missing}', which is not installed: pip install {missing}"
+            f"downstream '{name}' needs the package '{missing}', which is not installed: "
+            f"pip install {missing}"
         ) from error
 
 
 def find_files(directory: str, *_: Any, **__: Any) -> list[str]:
     """librosa.util.find_files with its defaults: sorted audio files under `directory`."""
-    return sorted(
-        str(path) for path in Path(directory).rglob("*") if path.suffix.lower() in _AUDIO_SUFFIXES
-    )
+    found = [each for each in Path(directory).rglob("*") if each.suffix.lower() in _AUDIO_SUFFIXES]
+    return sorted(map(str, found))
 
 
 def _module(name: str, *members: Callable[..., Any] | type) -> types.ModuleType:
@@ -189,9 +201,10 @@ def _module(name: str, *members: Callable[..., Any] | type) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Two large packages from which s3prl's experts take a single name, replaced while importing when not installed.
+    """Two large packages from which s3prl's experts take a single name, where not installed.
 
-    They leave `sys.modules` again, so that nobody else takes the stand-in for the real thing.
+    They are replaced while importing and leave `sys.modules` again, so that nobody else takes the
+    stand-in for the real thing.
     """
     added: list[str] = []
     if importlib.util.find_spec("librosa") is None:
@@ -206,7 +219,7 @@ def _stand_ins() -> Iterator[None]:
 
 
 def _enter(*parts: Any) -> list[str]:
-    """Put modules a, a.b, a.b.c into sys.modules; the last of `parts` is the object the innermost one holds."""
+    """Put modules a, a.b, a.b.c into sys.modules; the last of `parts` goes into the innermost."""
     *names, member = parts
     for name in names:
         sys.modules[name] = _module(name)
@@ -215,30 +228,20 @@ def _enter(*parts: Any) -> list[str]:
 
 
 def _sampler_wrapper() -> type:
-    from torch.utils.data import Dataset, DistributedSampler, Sampler
-
-    class _Drawn(Dataset):
-        def __init__(self, sampler: Sampler) -> None:
-            self.sampler, self.indices = sampler, list(sampler)
-
-        def draw_again(self) -> None:
-            self.indices = list(self.sampler)
-
-        def __len__(self) -> int:
-            return len(self.indices)
-
-        def __getitem__(self, index: int) -> int:
-            return self.indices[index]
+    from torch.utils.data import DistributedSampler, Sampler
 
     class DistributedSamplerWrapper(DistributedSampler):
-        """Deals out the indices that `sampler` draws, a share to each process. Every process must draw the same ones."""
+        """Deals out the indices that `sampler` draws, a share to each process.
+
+        Every process must draw the same ones.
+        """
 
         def __init__(self, sampler: Sampler, **kwargs: Any) -> None:
-            self.drawn = _Drawn(sampler)
-            super().__init__(self.drawn, **kwargs)
+            self.sampler = sampler
+            super().__init__(list(sampler), **kwargs)  # type: ignore[arg-type]
 
         def __iter__(self) -> Iterator[int]:
-            self.drawn.draw_again()
-            return iter([self.drawn[i] for i in super().__iter__()])
+            drawn = list(self.sampler)
+            return iter([drawn[index] for index in super().__iter__()])
 
     return DistributedSamplerWrapper

@@ -1,4 +1,4 @@
-"""s3prl's experts on today's torchaudio: reading through soundfile, the few sox effects, stand-ins for two absent packages."""
+"""s3prl's experts on today's torchaudio: reading, the few sox effects, stand-ins for packages."""
 
 import io
 import sys
@@ -92,6 +92,25 @@ def test_effects_of_the_speech_commands_expert(stereo_file, wave):
     torch.testing.assert_close(louder, wave * 10**0.3)
     full, _ = apply_effects_tensor(wave, 16000, [["norm"]])
     assert full.abs().max().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_sox_is_replaced_where_it_cannot_be_used(monkeypatch, usable):
+    """As in torchaudio 2.8, whose module is there, with libsox or without."""
+
+    def effect_names():
+        if not usable:
+            raise OSError("libsox.so: cannot open shared object file")
+        return ["gain"]
+
+    theirs = compat._module("torchaudio.sox_effects", effect_names)
+    monkeypatch.setitem(sys.modules, "torchaudio.sox_effects", theirs)
+    monkeypatch.setattr(torchaudio, "sox_effects", theirs)
+    monkeypatch.setattr(torchaudio, compat._MARK, False)
+    compat.patch_torchaudio()
+    for module in (sys.modules["torchaudio.sox_effects"], torchaudio.sox_effects):
+        replaced = getattr(module, "apply_effects_file", None) is compat.apply_effects_file
+        assert replaced is not usable
 
 
 def test_an_effect_that_is_not_replaced_is_named(wave):

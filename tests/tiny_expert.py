@@ -1,4 +1,4 @@
-"""A tiny s3prl-style upstream for tests: five hidden states of 24, 20 ms frames; layer 3 carries what the labels depend on."""
+"""A tiny s3prl-style upstream for tests: five hidden states of 24, frames of 20 ms."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ HOP = 320
 
 
 class UpstreamExpert(nn.Module):
-    """Log-spectra through random layers; padding never leaks in, since every frame is computed by itself."""
+    """Log-spectra through random layers. Padding never leaks in: a frame is computed by itself."""
 
     def __init__(self, num_layers: int = 4, dim: int = 24):
         super().__init__()

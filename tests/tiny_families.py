@@ -1,4 +1,7 @@
-"""One tiny upstream per s3prl family, with random weights, written as the family's checkpoint and loaded by s3prl's own code."""
+"""One tiny upstream per s3prl family, with random weights.
+
+They are written as the family's checkpoint and loaded by s3prl's own code.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +35,17 @@ HUGGING = {
     "num_conv_pos_embedding_groups": 2,
     "layerdrop": 0.5,
     "mask_time_prob": 0.5,
+}
+
+SMALL = {  # WavLMConfig's fields
+    "encoder_layers": 2,
+    "encoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 64,
+    "encoder_attention_heads": 4,
+    "conv_feature_layers": "[(16,10,5)] + [(16,3,2)] * 4 + [(16,2,2)] * 2",
+    "conv_pos": 16,
+    "extractor_mode": "layer_norm",
+    "normalize": True,
 }
 
 
@@ -170,9 +184,14 @@ def _whisper(path: Path) -> None:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     config = WhisperConfig(
-        d_model=DIM, encoder_layers=LAYERS, encoder_attention_heads=HEADS, encoder_ffn_dim=FFN, encoder_layerdrop=0.5,
-        dropout=0.1, max_source_positions=100,
-    )  # fmt: skip
+        d_model=DIM,
+        encoder_layers=LAYERS,
+        encoder_attention_heads=HEADS,
+        encoder_ffn_dim=FFN,
+        encoder_layerdrop=0.5,
+        dropout=0.1,
+        max_source_positions=100,
+    )
     WhisperEncoder(config).save_pretrained(path)
 
 
@@ -217,7 +236,7 @@ FAMILIES = list(MAKERS)
 
 
 def make_checkpoint(family: str, folder: Path) -> Path | None:
-    """The family's checkpoint (file or folder) with weights drawn from a fixed seed; None where none is needed."""
+    """The family's checkpoint (file or folder), drawn from a fixed seed; None if none is needed."""
     make = MAKERS[family]
     path = folder / f"{family}.pt".replace(" ", "-")
     if make is None:

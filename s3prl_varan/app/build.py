@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from s3prl_varan.config.settings import RunSettings
-from s3prl_varan.errors import UserError
-from s3prl_varan.features.cache import FeatureCache
+from s3prl_varan.features.cache import cached_encoder
 from s3prl_varan.features.specaug import SpecAugment
 from s3prl_varan.model import LayerwiseDownstream, SpeechModel
 from s3prl_varan.training.data import Loaders
@@ -104,16 +103,14 @@ def build_cache(
     model: SpeechModel, root: Path, loaders: Loaders, splits: Sequence[str], *, budget_gb: float
 ) -> str:
     """Let `model` take its frozen upstream's features from a cache; a line on what will fit."""
-    if model.trains_upstream:
-        raise UserError(
-            "--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they "
-            "change every step."
-        )
-    if budget_gb <= 0:
-        raise UserError(f"--cache_gb: expected a size above 0, found {budget_gb:g}.")
-    cache = FeatureCache(
-        root, model.upstream, pooled=model.pool, normalize=model.normalize, budget_gb=budget_gb
+    model.cached_encoder, message = cached_encoder(
+        model.upstream,
+        lambda: model.featurizer.layers,
+        root,
+        [count for split in splits for count in loaders.clips(split).num_samples()],
+        pooled=model.pool,
+        normalize=model.normalize,
+        trains_upstream=model.trains_upstream,
+        budget_gb=budget_gb,
     )
-    model.cached_encoder = lambda wavs: cache.encode(wavs, model.featurizer.layers)
-    samples = [count for split in splits for count in loaders.clips(split).num_samples()]
-    return cache.forecast(samples, len(samples))
+    return message

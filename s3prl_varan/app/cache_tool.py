@@ -46,33 +46,29 @@ def stores(root: str | Path) -> dict[Path, dict]:
     for file in files:
         try:
             found[file.parent] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # another program's, or cleared meanwhile
             continue
     return found
 
 
 def info(root: str | Path, verify: bool = False) -> str:
     """A table of the stores."""
-    from s3prl_varan.features.store import SegmentStore, readable_bytes, used_bytes
+    from s3prl_varan.features.store import ArrayStore, readable_bytes, used_bytes
 
     lines, total = [], 0
     for folder, about in stores(root).items():
-        store, size = SegmentStore(folder), used_bytes(folder)
-        clips, damaged = len(store), store.verify() if verify else 0
+        store, size = ArrayStore(folder), used_bytes(folder)
         total += size
+        clips = f"{len(store)} clips, {readable_bytes(size)}"
+        damaged = f", {store.verify()} damaged" if verify else ""
         kept = "means over time" if about["kept"] == "means" else "all frames"
         checkpoint = f" ({about['checkpoint']})" if about.get("checkpoint") else ""
-        lines.append(
-            f"{folder.name}: {clips} clips, {readable_bytes(size)}{f', {damaged} damaged' if verify else ''}"
-        )
-        lines.append(
-            f"    {about['upstream']}{checkpoint}, {about['num_hidden']} hidden states of {about['dim']}, {kept}"
-        )
-    return (
-        "\n".join([*lines, f"{readable_bytes(total)} in all"])
-        if lines
-        else f"{root}: no cached features"
-    )
+        states = f"{about['num_hidden']} hidden states of {about['dim']}"
+        lines.append(f"{folder.name}: {clips}{damaged}")
+        lines.append(f"    {about['upstream']}{checkpoint}, {states}, {kept}")
+    if not lines:
+        return f"{root}: no cached features"
+    return "\n".join([*lines, f"{readable_bytes(total)} in all"])
 
 
 def clear(root: str | Path, upstream: str | None = None) -> str:
@@ -95,11 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        print(
-            info(args.dir, args.verify)
-            if args.command == "info"
-            else clear(args.dir, args.upstream)
-        )
+        if args.command == "info":
+            print(info(args.dir, args.verify))
+        else:
+            print(clear(args.dir, args.upstream))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,9 @@
-"""From an experiment folder to files others can use: the adapters alone, or a plain upstream with the adapters folded in."""
+"""From an experiment folder to files others can use.
+
+The adapters alone, or a plain upstream with the adapters folded in.
+"""
 
 from pathlib import Path
-from typing import Any
 
 from s3prl_varan.errors import UserError
 
@@ -15,17 +17,24 @@ def export_experiment(
     base_ckpt: str | None = None,
     upstream_ckpt: str | None = None,
 ) -> Path:
-    """Write what a LoRA run learned of the upstream. place: experiment folder or checkpoint; out: folder, or file for `merge`.
+    """Write what a LoRA run learned of the upstream.
 
-    upstream_ckpt: where the upstream's own checkpoint is now, if it was moved. UserError where the run had no LoRA.
+    place: experiment folder or checkpoint. out: folder, or file for `merge`. upstream_ckpt: where
+    the upstream's own checkpoint is now, if it was moved. UserError where the run had no LoRA.
     """
+    from s3prl_varan.training.checkpoint import find_checkpoint, load_checkpoint
     from s3prl_varan.tuning.adapters import check_upstream, write_adapter
     from s3prl_varan.tuning.lora import apply_lora, load_lora_state_dict
     from s3prl_varan.tuning.merging import export_merged
     from s3prl_varan.tuning.options import LoraOptions
     from s3prl_varan.upstream.wrapper import build_upstream
 
-    payload, source = _read_experiment(place)
+    source = find_checkpoint(place, resume=False)
+    payload = load_checkpoint(source)
+    if payload.get("lora") is None:
+        raise UserError(
+            f"{source}: this run trained no LoRA adapters (--lora), there is nothing to export."
+        )
     args = payload["Args"]
     ckpt = upstream_ckpt or args.get("upstream_ckpt")
     upstream = build_upstream(
@@ -40,16 +49,3 @@ def export_experiment(
     if merge:
         return export_merged(upstream, base_ckpt or ckpt, out)
     return write_adapter(out, upstream, payload["upstream"], fmt=fmt)
-
-
-def _read_experiment(place: str) -> tuple[dict[str, Any], Path]:
-    """The checkpoint of a LoRA run: {"Args", "upstream": {name, ckpt, fingerprint}, "lora": {options, state}}, and its path."""
-    from s3prl_varan.training.checkpoint import find_checkpoint, load_checkpoint
-
-    source = find_checkpoint(place, resume=False)
-    payload = load_checkpoint(source)
-    if payload.get("lora") is None:
-        raise UserError(
-            f"{source}: this run trained no LoRA adapters (--lora), there is nothing to export."
-        )
-    return payload, source

@@ -36,6 +36,7 @@ from s3prl_varan.training.checkpoint import (
 )  # fmt: skip
 from s3prl_varan.training.data import Loaders
 from s3prl_varan.training.loop import Trainer
+from s3prl_varan.tuning.adapters import holds_adapter, load_adapter
 
 RESULTS = Path("result/downstream")
 Start = tuple[dict[str, Any], Path]  # a checkpoint's content and where it lies
@@ -66,12 +67,10 @@ def carry_out(args: Namespace, settings: RunSettings, folder: Path, start: Start
     """Build the model, put weights into it, and do what -m says."""
     seed_everything(settings.flags.seed)
     model = build_model(settings)
-    weights = start
-    if weights is None and args.init_ckpt:
-        source = find_checkpoint(args.init_ckpt, resume=False)
-        weights = load_checkpoint(source), source
-    if weights is not None:
-        load_model_state(model, *weights)
+    if start is not None:
+        load_model_state(model, *start)
+    elif args.init_ckpt:
+        start_from(model, args.init_ckpt)
     if args.mode == "inference":
         from s3prl_varan.app.inference import infer
 
@@ -82,6 +81,15 @@ def carry_out(args: Namespace, settings: RunSettings, folder: Path, start: Start
         trainer.run(start and start[0], settings.tested)
     else:
         trainer.test(settings.tested, start[0]["Step"] if start else 0)
+
+
+def start_from(model: SpeechModel, place: str) -> None:
+    """-i: the weights of a checkpoint, or of a folder of LoRA adapters, ours or PEFT's."""
+    if holds_adapter(place):
+        load_adapter(model.upstream, place)
+    else:
+        source = find_checkpoint(place, resume=False)
+        load_model_state(model, load_checkpoint(source), source)
 
 
 @contextmanager

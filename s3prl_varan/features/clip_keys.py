@@ -1,4 +1,4 @@
-"""Names for clips by their content: a hash of the samples, remembered for arrays that a dataset keeps in memory."""
+"""Names for clips by their content: a hash of the samples, remembered for arrays kept in memory."""
 
 import hashlib
 
@@ -18,36 +18,26 @@ def clip_key(wav: Tensor) -> bytes:
 class ClipKeys:
     """clip_key, but a waveform that lies in the same memory as before is not hashed again.
 
-    Holding on to the waveform keeps its memory from being used for another one. Past REMEMBER_BYTES (a dataset that decodes
-    its clips anew each time, or a large one) nothing is held any more and every clip is hashed.
+    Holding on to the waveform keeps its memory from being used for another one. Past
+    REMEMBER_BYTES (a dataset that decodes its clips anew each time, or a large one) nothing is
+    held any more and every clip is hashed.
     """
 
     def __init__(self) -> None:
+        # Address and size -> the waveform, its probes, its key.
         self._known: dict[tuple[int, int], tuple[Tensor, bytes, bytes]] = {}
-        self._bytes = self._repeats = 0
-        self._active = True
+        self._bytes = 0
 
     def __call__(self, wav: Tensor) -> bytes:
-        if not self._active or wav.device.type != "cpu" or not wav.numel():
+        if self._bytes > REMEMBER_BYTES or wav.device.type != "cpu" or not wav.numel():
             return clip_key(wav)
-        place, probes = (
-            (wav.data_ptr(), wav.numel()),
-            wav[:: max(1, wav.numel() // PROBES)].numpy().tobytes(),
-        )
+        place = (wav.data_ptr(), wav.numel())
+        probes = wav[:: max(1, wav.numel() // PROBES)].numpy().tobytes()
         known = self._known.get(place)
-        if known is not None and known[1] == probes:
-            self._repeats += 1
-            return known[2]
-        key = clip_key(wav)
         if known is None:
-            self._remember(place, wav, probes, key)
-        else:
-            self._known[place] = (wav, probes, key)
-        return key
-
-    def _remember(self, place: tuple[int, int], wav: Tensor, probes: bytes, key: bytes) -> None:
-        self._bytes += wav.numel() * wav.element_size()
-        self._known[place] = (wav, probes, key)
+            self._bytes += wav.numel() * wav.element_size()
+        if known is None or known[1] != probes:
+            known = self._known[place] = (wav, probes, clip_key(wav))
         if self._bytes > REMEMBER_BYTES:
-            self._active = False
             self._known.clear()
+        return known[2]

@@ -5,9 +5,10 @@ from torch import Tensor
 
 
 def masked_mean(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over the valid frames: hidden [B, L, T, D], lengths [B] in 1..T -> [B, L, D]; padding never leaks in.
+    """Mean over the valid frames: hidden [B, L, T, D], lengths [B] in 1..T -> [B, L, D].
 
-    A frame past its utterance's length may hold anything, NaN included. Computed in float32 at least.
+    A frame past its utterance's length may hold anything, NaN included. Computed in float32 at
+    least.
     """
     if hidden.dtype in (torch.float16, torch.bfloat16):
         hidden = hidden.float()
@@ -15,7 +16,7 @@ def masked_mean(hidden: Tensor, lengths: Tensor) -> Tensor:
         return hidden[:, :, 0]
     lengths = lengths.to(hidden.device)
     inside = torch.arange(hidden.size(2), device=hidden.device) < lengths[:, None]  # [B, T]
-    if hidden.device.type == "cpu":
+    if hidden.device.type == "cpu":  # there the copy that masked_fill makes is what costs
         mean = _weighted_frames(hidden, inside.to(hidden.dtype) / lengths[:, None])
         if mean.isfinite().all():  # 0 * NaN is NaN
             return mean
@@ -24,13 +25,15 @@ def masked_mean(hidden: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _weighted_frames(hidden: Tensor, weights: Tensor) -> Tensor:
-    """sum_t weights[b, t] hidden[b, l, t, :] -> [B, L, D] as products of matrices: one pass over memory, no copy."""
+    """sum_t weights[b, t] hidden[b, l, t, :] -> [B, L, D] as products of matrices.
+
+    One pass over memory and no copy, also of hidden states laid out [L, B, T, D].
+    """
     batch, layers = hidden.shape[:2]
     with torch.autocast(hidden.device.type, enabled=False):
-        if layers > 1 and hidden.transpose(0, 1).is_contiguous():
-            summed = torch.bmm(
-                weights.repeat(layers, 1)[:, None], hidden.transpose(0, 1).flatten(0, 1)
-            )
+        by_layer = hidden.transpose(0, 1)
+        if layers > 1 and by_layer.is_contiguous():
+            summed = torch.bmm(weights.repeat(layers, 1)[:, None], by_layer.flatten(0, 1))
             return summed.view(layers, batch, -1).transpose(0, 1)
         summed = torch.bmm(weights.repeat_interleave(layers, dim=0)[:, None], hidden.flatten(0, 1))
     return summed.view(batch, layers, -1)

@@ -1,7 +1,8 @@
-"""SpecAugment on features (Park et al. 2019, arXiv 1904.08779), section `specaug:` of a config, with s3prl's keys and meaning.
+"""SpecAugment on features (Park et al. 2019, arXiv 1904.08779), section `specaug:` of a config.
 
-Every layer of an utterance gets the same warp and the same masks, so that no layer shows what another one hides. Random
-numbers come from torch's CPU generator, whose state a checkpoint keeps.
+Keys and meaning are s3prl's. Every layer of an utterance gets the same warp and the same masks, so
+that no layer shows what another one hides. Random numbers come from torch's CPU generator, whose
+state a checkpoint keeps.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,28 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s3prl_varan.errors import UserError, problems_error
+from s3prl_varan.errors import problems_error
 from s3prl_varan.features.stack import LayerFeatures
+from s3prl_varan.options import Count, Natural, NonNegative
 
 CUBIC = -0.75  # the parameter of torch's bicubic interpolation
 
 
 @dataclass
 class SpecAugOptions:
-    """Section `specaug:`. Widths are in frames or feature dimensions, drawn from low .. high - 1."""
+    """Section `specaug:`. Widths, in frames or dimensions, are drawn from low .. high - 1."""
 
     apply_time_warp: bool = True
-    time_warp_window: int = 5  # a random frame moves by at most this many
+    time_warp_window: Count = 5  # a random frame moves by at most this many
     apply_freq_mask: bool = True
-    freq_mask_width_range: list[int] = field(default_factory=lambda: [0, 50])
-    num_freq_mask: int = 4
+    freq_mask_width_range: list[Natural] = field(default_factory=lambda: [0, 50])
+    num_freq_mask: Natural = 4
     apply_time_mask: bool = True
-    time_mask_width_range: list[int] = field(default_factory=lambda: [0, 40])
-    num_time_mask: int = 2
+    time_mask_width_range: list[Natural] = field(default_factory=lambda: [0, 40])
+    num_time_mask: Natural = 2
     adaptive: bool = False  # number and width of time masks grow with the utterance:
-    adaptive_number_ratio: float = 0.04  # masks per frame
-    adaptive_size_ratio: float = 0.04  # widest mask as a share of the frames
-    max_n_time_masks: int = 20
+    adaptive_number_ratio: NonNegative = 0.04  # masks per frame
+    adaptive_size_ratio: NonNegative = 0.04  # widest mask as a share of the frames
+    max_n_time_masks: Natural = 20
 
     def __post_init__(self) -> None:
         problems = []
@@ -39,26 +41,27 @@ class SpecAugOptions:
             value = getattr(self, key)
             if len(value) != 2 or not 0 <= value[0] < value[1]:
                 problems.append(f"{key}: expected [low, high] with 0 <= low < high, found {value}")
-        for key in ("time_warp_window", "num_freq_mask", "num_time_mask", "max_n_time_masks"):
-            if getattr(self, key) < (1 if key == "time_warp_window" else 0):
-                problems.append(f"{key}: too small, found {getattr(self, key)}")
         if not (self.apply_time_warp or self.apply_freq_mask or self.apply_time_mask):
             problems.append(
-                "none of apply_time_warp, apply_freq_mask, apply_time_mask is on: leave the section out instead"
+                "none of apply_time_warp, apply_freq_mask, apply_time_mask is on: leave the "
+                "section out instead"
             )
         if problems:
             raise problems_error("SpecAugment cannot work like this:", problems)
 
 
 class SpecAugment(nn.Module):
-    """LayerFeatures -> LayerFeatures. Apply while training only (SpeechModel does). Keys: see SpecAugOptions."""
+    """LayerFeatures -> LayerFeatures, while training only. Options: those of SpecAugOptions."""
 
     def __init__(self, **options: Any):
         super().__init__()
         self.options = SpecAugOptions(**options)
 
     def forward(self, features: LayerFeatures) -> LayerFeatures:
-        """hidden [B, L, T, D] warped and masked within each utterance's valid frames; padding is left as it was."""
+        """hidden [B, L, T, D] warped and masked within each utterance's valid frames.
+
+        Padding is left as it was.
+        """
         options, hidden, lengths = self.options, features.hidden, features.lengths.cpu()
         if options.apply_time_warp:
             hidden = warp_time(hidden, *draw_warps(lengths, options.time_warp_window))
@@ -77,10 +80,11 @@ class SpecAugment(nn.Module):
 
 
 def draw_masks(sizes: Tensor, width: int, counts: Tensor, low: int, high: Tensor) -> Tensor:
-    """Stretches to mask: sizes [B] valid positions, counts [B] stretches, each low .. high[b] - 1 long -> [B, width] bool.
+    """Stretches to mask, [B, width] bool.
 
-    s3prl draws positions over the padded width, so that what a short utterance loses depends on its batch; here it is over
-    its own positions.
+    sizes [B]: valid positions; counts [B]: stretches, each low .. high[b] - 1 long. s3prl draws
+    positions over the padded width, so that what a short utterance loses depends on its batch;
+    here it is over its own positions.
     """
     most = int(counts.max())
     if most == 0:
@@ -108,7 +112,10 @@ def draw_time_masks(lengths: Tensor, frames: int, options: SpecAugOptions) -> Te
 
 
 def draw_warps(lengths: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(lengths, centers, targets) [B]: frame `center` comes to lie at `target`. Too short utterances keep center = target."""
+    """(lengths, centers, targets) [B]: frame `center` comes to lie at `target`.
+
+    Utterances that are too short keep center = target.
+    """
     room = lengths - 2 * window
     centers = window + (torch.rand(len(lengths)) * room.clamp_min(1)).long()
     targets = centers - window + 1 + (torch.rand(len(lengths)) * 2 * window).long()
@@ -117,17 +124,18 @@ def draw_warps(lengths: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def warp_time(hidden: Tensor, lengths: Tensor, centers: Tensor, targets: Tensor) -> Tensor:
-    """Stretch frames [0, center) to [0, target) and [center, length) to [target, length): hidden [B, L, T, D], [B] each.
+    """Stretch frames [0, center) to [0, target) and [center, length) to [target, length).
 
-    Bicubic, each side by itself, with torch.nn.functional.interpolate's conventions (align_corners=False).
+    hidden [B, L, T, D], the others [B]. Bicubic, each side by itself, with the conventions of
+    torch.nn.functional.interpolate (align_corners=False).
     """
     frames, device = hidden.size(2), hidden.device
     at = torch.arange(frames)
     lengths, centers, targets = lengths[:, None], centers[:, None], targets[:, None]
     left = at < targets
-    first = torch.where(
-        left, 0, centers
-    )  # source segment [first, last], output segment starting at `start`
+    # Of the side that an output frame is on: it starts at `start` and has `size` frames, made of
+    # the source frames first .. last.
+    first = torch.where(left, 0, centers)
     last = torch.where(left, centers, lengths) - 1
     start = torch.where(left, 0, targets)
     size = torch.where(left, targets, lengths - targets).clamp_min(1)
@@ -151,12 +159,3 @@ def _cubic(distance: Tensor) -> Tensor:
     return torch.where(
         distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance))
     )
-
-
-def build_specaug(section: dict[str, Any] | None) -> SpecAugment | None:
-    """From the checked config section; None where there is none."""
-    if not section:
-        return None
-    if not isinstance(section, dict):
-        raise UserError(f"specaug: expected keys and values, found {section!r}.")
-    return SpecAugment(**section)

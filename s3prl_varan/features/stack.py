@@ -1,4 +1,4 @@
-"""From hidden states to the features the featurizers read: normalise, pool over time, select layers, stack.
+"""From hidden states to the features that featurizers read: normalise, pool over time, stack.
 
 Symbols everywhere in the package: B batch, L layers, T frames, D hidden size, C classes, V symbols.
 """
@@ -23,7 +23,10 @@ class LayerStack:
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """What every featurizer returns; last layer and weighted sum have L' = 1, so nobody asks "is this VARAN?"."""
+    """What every featurizer returns.
+
+    Last layer and weighted sum have L' = 1, so nobody asks "is this VARAN?".
+    """
 
     hidden: Tensor  # [B, L', T, D]
     lengths: Tensor  # [B]
@@ -35,10 +38,11 @@ class LayerFeatures:
 def stack_layers(
     layers: Sequence[Tensor], lengths: Tensor, *, pool: bool = False, normalize: bool = False
 ) -> LayerStack:
-    """Stack hidden states, N x [B, T, D] with lengths [B], into one LayerStack (the only copy that is made).
+    """Stack hidden states, N x [B, T, D] with lengths [B], into one LayerStack.
 
-    `normalize` layer-normalises every frame (no affine part), as s3prl's --upstream_feature_normalize does; `pool`
-    takes the mean over each utterance's valid frames, layer by layer, so that [B, N, T, D] never exists.
+    This is the only copy that is made. normalize: layer-normalise every frame (no affine part), as
+    s3prl's --upstream_feature_normalize does. pool: take the mean over each utterance's valid
+    frames, layer by layer, so that [B, N, T, D] never exists.
     """
     if normalize:
         layers = [F.layer_norm(layer, layer.shape[-1:]) for layer in layers]

@@ -1,8 +1,9 @@
-"""Append-only storage of arrays under content keys, shared by any number of processes without locks.
+"""Append-only storage of arrays under content keys, for any number of processes without locks.
 
-Each process that has something to store appends to a segment file of its own; everybody reads all segments, memory-mapped.
-A record is a header of 128 bytes with its own checksum, then the array with a checksum in the header, padded to 64 bytes. A
-process killed in mid-write leaves a short tail that no reader takes for a record; damaged records are noticed and skipped.
+Each process that has something to store appends to a segment file of its own; everybody reads all
+segments, memory-mapped. A record is a header of 128 bytes with its own checksum, then the array
+with a checksum in the header, padded to 64 bytes. A process killed in mid-write leaves a short
+tail that no reader takes for a record; damaged records are noticed and skipped.
 """
 
 import hashlib
@@ -12,18 +13,19 @@ import os
 import secrets
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
 
 MAGIC = b"S3VFEAT1"
-HEADER = struct.Struct(
-    "<8s16s5IQ8s"
-)  # magic, key, dtype, N, T, D, length, payload bytes, payload checksum
-HEADER_BYTES, ALIGN = 128, 64
+# Magic, key, dtype, N, T, D, length, payload bytes, payload checksum.
+HEADER = struct.Struct("<8s16s5IQ8s")
+HEADER_BYTES, ALIGN = 128, 64  # aligned, so that an array can be a view of the file
 DTYPES = (np.dtype("<f4"), np.dtype("<f2"))
 SUFFIX = ".seg"
 ABOUT = "store.json"  # beside the segments: what they hold
@@ -42,8 +44,11 @@ class Record:
     checksum: bytes
 
 
-class SegmentStore:
-    """A folder of segments. Keys are 16 bytes; values are arrays [N, T, D], float32 or float16, with a number of valid frames."""
+class ArrayStore:
+    """A folder of segments: arrays [N, T, D] with their number of valid frames.
+
+    Keys are 16 bytes; arrays are float32 or float16.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -53,16 +58,18 @@ class SegmentStore:
         self._maps: dict[Path, mmap.mmap] = {}
         self._verified: set[Record] = set()
         self._own: int | None = None  # file descriptor of this process's segment
-        self._own_path = (
-            folder / f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
-        )
+        name = f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._own_path = folder / f"{name}{SUFFIX}"
         self.refresh()
 
     def __len__(self) -> int:
         return len(self.records)
 
     def get(self, key: bytes) -> tuple[np.ndarray, int] | None:
-        """The array (a read-only view of the file) and its valid frames, or None where there is none that is whole."""
+        """The array (a read-only view of the file) and its valid frames.
+
+        None where there is none, or none that is whole.
+        """
         record = self.records.get(key)
         if record is None:
             return None
@@ -77,7 +84,10 @@ class SegmentStore:
         return np.frombuffer(data, record.dtype).reshape(record.shape), record.length
 
     def put(self, key: bytes, array: np.ndarray, length: int) -> None:
-        """Append an array [N, T, D]. OSError where the disk does not take it; nothing is left behind then."""
+        """Append an array [N, T, D].
+
+        OSError where the disk does not take it; nothing is left behind then.
+        """
         array = np.ascontiguousarray(array)
         payload = array.reshape(-1).view(np.uint8).data
         fields = (DTYPES.index(array.dtype), *array.shape, length, len(payload), _checksum(payload))
@@ -85,9 +95,8 @@ class SegmentStore:
         head = (head + _checksum(head)).ljust(HEADER_BYTES, b"\0")
         block = b"".join((head, payload, b"\0" * (-len(payload) % ALIGN)))
         if self._own is None:
-            self._own = os.open(
-                self._own_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644
-            )
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND
+            self._own = os.open(self._own_path, flags, 0o644)
         start = os.fstat(self._own).st_size
         try:
             written = 0
@@ -97,21 +106,14 @@ class SegmentStore:
             os.ftruncate(self._own, start)
             raise
         self._scanned[self._own_path] = start + len(block)
-        self.records[key] = Record(
-            self._own_path,
-            start + HEADER_BYTES,
-            array.shape,
-            array.dtype,
-            length,
-            len(payload),
-            fields[-1],
-        )
+        record = _parse(self._own_path, start, head)[0]
+        assert record is not None
+        self.records[key] = record
 
     def refresh(self) -> None:
         """Take up what other processes have stored since."""
-        for path in sorted(
-            self.folder.glob(f"*{SUFFIX}")
-        ):  # in the order they were begun: the later record of a key stands
+        # In the order they were begun: the later record of a key stands.
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
                 if path.stat().st_size > self._scanned.get(path, 0):
                     self._scan(path)
@@ -122,12 +124,6 @@ class SegmentStore:
         """Read every record; returns how many are damaged."""
         return sum(self.get(key) is None for key in list(self.records))
 
-    def close(self) -> None:
-        """Close this process's segment."""
-        if self._own is not None:
-            os.close(self._own)
-            self._own = None
-
     def _scan(self, path: Path) -> None:
         """Index a segment from where it was last read up to its last whole record."""
         offset = self._scanned.get(path, 0)
@@ -137,15 +133,15 @@ class SegmentStore:
                 file.seek(offset)
                 record, key = _parse(path, offset, file.read(HEADER_BYTES))
                 if record is None:
-                    offset_of_next = _next_header(file, offset + ALIGN, size)
-                    if offset_of_next is None:
+                    following = _next_header(file, offset + ALIGN, size)
+                    if following is None:
                         break  # maybe still being written: look again next time
                     logger.warning(
                         "cache: %s is damaged at byte %d, what was there will be computed again",
                         path,
                         offset,
                     )
-                    offset = offset_of_next
+                    offset = following
                     continue
                 end = record.offset + record.size + -record.size % ALIGN
                 if end > size:
@@ -177,18 +173,11 @@ def _parse(path: Path, offset: int, header: bytes) -> tuple[Record | None, bytes
     if packed[: len(MAGIC)] != MAGIC or _checksum(packed) != checksum:
         return None, b""
     _, key, dtype, layers, frames, dim, length, size, payload_checksum = HEADER.unpack(packed)
-    return Record(
-        path,
-        offset + HEADER_BYTES,
-        (layers, frames, dim),
-        DTYPES[dtype],
-        length,
-        size,
-        payload_checksum,
-    ), key
+    shape, start = (layers, frames, dim), offset + HEADER_BYTES
+    return Record(path, start, shape, DTYPES[dtype], length, size, payload_checksum), key
 
 
-def _next_header(file, start: int, size: int) -> int | None:
+def _next_header(file: BinaryIO, start: int, size: int) -> int | None:
     """Offset of the first whole header from `start` on."""
     for offset in range(start, size - HEADER_BYTES + 1, ALIGN):
         file.seek(offset)
@@ -201,13 +190,11 @@ def _next_header(file, start: int, size: int) -> int | None:
 def used_bytes(folder: str | Path) -> int:
     """Bytes of all segments in a cache or in one of its stores."""
     total = 0
-    for base, _, names in os.walk(folder):
+    for base, _, names in os.walk(folder):  # which, unlike rglob, passes over folders that go away
         for name in names:
             if name.endswith(SUFFIX):
-                try:
+                with suppress(FileNotFoundError):
                     total += os.path.getsize(os.path.join(base, name))
-                except FileNotFoundError:
-                    continue
     return total
 
 

@@ -1,38 +1,38 @@
-"""Adapters on disk: PEFT's format for Hugging Face models, safetensors with a JSON header for every other upstream.
+"""Adapters on disk: PEFT's format for Hugging Face models, our own for every other upstream.
 
-    peft          FOLDER/adapter_config.json + FOLDER/adapter_model.safetensors, names as AutoModel.from_pretrained has them
-    safetensors   FOLDER/adapter.safetensors, names as in our upstream; the header holds options, upstream and its fingerprint
+    peft          FOLDER/adapter_config.json + FOLDER/adapter_model.safetensors, names as
+                  AutoModel.from_pretrained has them
+    safetensors   FOLDER/adapter.safetensors, names as in our upstream; the header holds options,
+                  upstream and its fingerprint, as JSON
 
 Matrices are named and shaped as PEFT has them: lora_A [rank, in], lora_B [out, rank].
 """
 
 import json
-import os
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.tuning.lora import (
-    LoraReport,
-    apply_lora,
-    load_lora_state_dict,
-    lora_report,
-    lora_state_dict,
-)
+from s3prl_varan.files import write_atomic
+from s3prl_varan.options import read_options
+from s3prl_varan.tuning.lora import load_lora_state_dict, lora_report, lora_state_dict
 from s3prl_varan.tuning.options import LoraOptions
-from s3prl_varan.tuning.targets import linear_targets
+from s3prl_varan.tuning.targets import describe_targets, linear_targets
 
-PEFT_CONFIG, PEFT_WEIGHTS, OWN = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "adapter.safetensors",
-)
-FORMAT = "s3prl_varan.tuning.lora.1"
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OUR_WEIGHTS = "adapter.safetensors"
+FORMAT = "s3prl_varan.lora.1"
 PEFT_PREFIX = "base_model.model."
 FORMATS = ("auto", "peft", "safetensors")
+# Variants of LoRA in PEFT's config that mean another function than ours.
+REFUSED = (
+    *("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"),
+    *("fan_in_fan_out", "lora_bias"),
+)
 
 
 @dataclass
@@ -41,9 +41,13 @@ class Adapter:
 
     options: LoraOptions
     state: dict[str, Tensor]  # as of lora_state_dict
-    upstream: dict[str, Any] = field(
-        default_factory=dict
-    )  # name, ckpt, fingerprint; PEFT's format has none
+    # Name, ckpt and fingerprint of what it was trained on; PEFT's format has none.
+    upstream: dict[str, Any] = field(default_factory=dict)
+
+
+def is_adapter(place: str | Path) -> bool:
+    """Is this a folder with an adapter in it, in one of the formats?"""
+    return any((Path(place) / name).is_file() for name in (PEFT_CONFIG, OUR_WEIGHTS))
 
 
 def hugging_face_model(upstream: nn.Module) -> tuple[str, Any] | None:
@@ -57,9 +61,10 @@ def hugging_face_model(upstream: nn.Module) -> tuple[str, Any] | None:
 def write_adapter(
     folder: str | Path, upstream: nn.Module, info: dict[str, Any], *, fmt: str = "auto"
 ) -> Path:
-    """Write the adapters of an upstream that apply_lora prepared. info: its name, ckpt and fingerprint.
+    """Write the adapters of an upstream that apply_lora prepared. Returns the folder.
 
-    fmt: peft | safetensors | auto (peft where the format can hold them). Returns the folder. UserError where peft cannot.
+    info: the upstream's name, ckpt and fingerprint. fmt: peft | safetensors | auto (peft where the
+    format can hold them). UserError where peft is asked for and cannot.
     """
     folder = Path(folder)
     assert fmt in FORMATS, fmt
@@ -79,46 +84,88 @@ def write_adapter(
             "options": json.dumps(asdict(lora_report(upstream).options)),
             "upstream": json.dumps(info),
         }
-        _write_safetensors(folder / OWN, lora_state_dict(upstream), header)
+        _write_safetensors(folder / OUR_WEIGHTS, lora_state_dict(upstream), header)
     return folder
 
 
 def read_adapter(folder: str | Path, upstream: nn.Module) -> Adapter:
-    """Read either format; names come out as in `upstream`. UserError where the files are damaged or mean something else."""
+    """Read either format; names come out as in `upstream`, which may have LoRA already or not.
+
+    UserError where the files are damaged, mean something else, or have no place in this upstream.
+    """
     folder = Path(folder)
     if (folder / PEFT_CONFIG).is_file():
         return _read_peft(folder, upstream)
-    state, header = _read_safetensors(folder / OWN)
+    path = folder / OUR_WEIGHTS
+    state, header = _read_safetensors(path)
     if header.get("format") != FORMAT:
         raise UserError(
-            f"{folder / OWN}: expected a safetensors file with format '{FORMAT}', found {header.get('format')!r}."
+            f"{path}: expected a safetensors file with format '{FORMAT}', found "
+            f"{header.get('format')!r}."
         )
-    return Adapter(
-        LoraOptions(**json.loads(header["options"])), state, json.loads(header["upstream"])
-    )
+    options = _read_options(json.loads(header["options"]), path)
+    return Adapter(options, state, json.loads(header["upstream"]))
 
 
-def load_adapter(upstream: nn.Module, folder: str | Path) -> LoraReport:
-    """Put an adapter from disk on an upstream without LoRA. UserError if it was trained on another upstream."""
+def holds_adapter(folder: str | Path) -> bool:
+    """Is this a folder with an adapter in one of the two formats?"""
+    return any((Path(folder) / name).is_file() for name in (PEFT_CONFIG, OWN))
+
+
+def load_adapter(upstream: nn.Module, folder: str | Path) -> None:
+    """Start from an adapter on disk: ours, or PEFT's.
+
+    upstream: as apply_lora prepared it, with its fingerprint asked for before. UserError if the
+    adapter was trained on another upstream, or means another LoRA than this one; then it names
+    the keys of the config to set.
+    """
     adapter = read_adapter(folder, upstream)
     check_upstream(adapter.upstream, upstream, str(folder))
-    report = apply_lora(upstream, adapter.options)
+    if not lora_report(upstream).modules:
+        raise UserError(f"{folder} holds LoRA adapters: add --lora to start from them.")
+    problems = _differences(adapter, upstream)
+    if problems:
+        raise problems_error(
+            f"{folder} is an adapter of another form than this run's. To start from it, set:",
+            problems,
+        )
     load_lora_state_dict(upstream, adapter.state)
-    return report
 
 
 def check_upstream(needs: dict[str, Any], upstream: Any, source: str) -> None:
-    """UserError, with both names, if `source` was trained on other weights than those of `upstream` (an Upstream)."""
-    if (
-        needs.get("fingerprint")
-        and hasattr(upstream, "fingerprint")
-        and needs["fingerprint"] != upstream.fingerprint()
-    ):
+    """UserError, with both names, if `source` was trained on other weights than `upstream`'s.
+
+    needs: name, ckpt and fingerprint as `source` has them, or nothing.
+    """
+    needed = needs.get("fingerprint")
+    if needed and hasattr(upstream, "fingerprint") and needed != upstream.fingerprint():
         raise UserError(
-            f"{source} was trained on upstream '{needs['name']}' (-k {needs['ckpt']}, weights {needs['fingerprint'][:12]}), "
-            f"this one is '{upstream.name}' (-k {upstream.ckpt}, weights {upstream.fingerprint()[:12]}). "
-            "Give it the upstream it needs."
+            f"{source} was trained on upstream '{needs['name']}' (-k {needs['ckpt']}, weights "
+            f"{needed[:12]}), this one is '{upstream.name}' (-k {upstream.ckpt}, weights "
+            f"{upstream.fingerprint()[:12]}). Give it the upstream it needs."
         )
+
+
+def _differences(adapter: Adapter, upstream: nn.Module) -> list[str]:
+    """Keys of the config, as the adapter needs them, in which this upstream's LoRA is another."""
+    report = lora_report(upstream)
+    theirs, ours = adapter.options, report.options
+    keys = [] if theirs.rank == ours.rank else ["rank"]
+    # The factor of the delta, which `alpha: null` makes 1, and PEFT's alphas need not be whole.
+    if not math.isclose(theirs.scale * theirs.rank, ours.scale * ours.rank, rel_tol=1e-6):
+        keys.append("alpha")
+    # Not the options: `targets: ffn` and [fc1, fc2] may mean the same matrices.
+    adapted = {name.rpartition(".lora_")[0] for name in adapter.state if ".lora_" in name}
+    if adapted != set(report.modules):
+        keys += ["targets", "layers"]
+    if {name for name in adapter.state if ".lora_" not in name} != set(report.extras):
+        keys += ["train_norms", "train_biases"]
+    pairs = [(key, getattr(theirs, key), getattr(ours, key)) for key in keys]
+    return [
+        f"lora.{key}: {json.dumps(there)} (here {json.dumps(here)})"
+        for key, there, here in pairs
+        if there != here
+    ]
 
 
 def _peft_problems(upstream: nn.Module) -> list[str]:
@@ -167,7 +214,7 @@ def _write_peft(folder: Path, upstream: nn.Module, info: dict[str, Any]) -> None
         "inference_mode": True,
     }
     _write_safetensors(folder / PEFT_WEIGHTS, tensors, {"format": "pt"})
-    _write_atomic(folder / PEFT_CONFIG, json.dumps(config, indent=2).encode())
+    write_atomic(folder / PEFT_CONFIG, json.dumps(config, indent=2))
 
 
 def _read_peft(folder: Path, upstream: nn.Module) -> Adapter:
@@ -188,35 +235,26 @@ def _read_peft(folder: Path, upstream: nn.Module) -> Adapter:
             unknown.append(key)
     if unknown or not state:
         raise problems_error(
-            f"{folder / PEFT_WEIGHTS} does not fit this upstream, these tensors have no place in it:",
+            f"{folder / PEFT_WEIGHTS} does not fit this upstream, these tensors have no place in "
+            "it:",
             unknown[:8] or ["(the file is empty)"],
-            "Was it trained on another model, or on a part (a decoder) that the upstream leaves out?",
+            "Was it trained on another model, or on a part (a decoder) that the upstream leaves "
+            "out?",
         )
-    rank, alpha = config["r"], config["lora_alpha"]
-    if config.get("use_rslora"):
-        alpha = alpha * rank**0.5  # rank-stabilised: alpha / sqrt(rank)
-    targets = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in state))
-    return Adapter(
-        LoraOptions(
-            rank=rank, alpha=alpha, dropout=config.get("lora_dropout") or 0.0, targets=targets
-        ),
-        state,
-    )
+    dropout = config.get("lora_dropout") or 0.0
+    values = {"rank": config["r"], "alpha": config["lora_alpha"], "dropout": dropout}
+    options = _read_options(values, path)
+    if config.get("use_rslora"):  # rank-stabilised: the factor is alpha / sqrt(rank)
+        options = replace(options, alpha=options.scale * options.rank**1.5)
+    where = describe_targets(upstream, {name.rpartition(".")[0] for name in state})
+    return Adapter(replace(options, targets=where.targets, layers=where.layers), state)
 
 
 def _check_peft_config(config: Any, path: Path) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{path}: expected an adapter with peft_type LORA.")
     problems = [f"'{key}' is missing" for key in ("r", "lora_alpha") if key not in config]
-    refused = (
-        "use_dora",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "fan_in_fan_out",
-        "lora_bias",
-    )
-    problems += [f"{key}: {config[key]} is not supported" for key in refused if config.get(key)]
+    problems += [f"{key}: {config[key]} is not supported" for key in REFUSED if config.get(key)]
     if config.get("bias", "none") != "none":
         problems.append(f"bias: {config['bias']} is not supported")
     if problems:
@@ -227,27 +265,37 @@ def _check_peft_config(config: Any, path: Path) -> None:
         )
 
 
+def _read_options(values: Any, path: Path) -> LoraOptions:
+    """Options as a file has them, checked as those of a config are."""
+    problems: list[str] = []
+    options = read_options(LoraOptions, values, "lora", problems)
+    if options is None:
+        raise problems_error(f"{path} holds no LoRA options that can be used:", problems)
+    return options
+
+
 def _peft_names(upstream: nn.Module) -> dict[str, str]:
-    """Module name as PEFT may know it (inside AutoModel, or a model with a head) -> name in the upstream."""
+    """Name of a matrix as PEFT may know it -> its name in the upstream.
+
+    PEFT's is inside AutoModel, or inside a model with a head.
+    """
     found = hugging_face_model(upstream)
     if found is None:
         raise UserError(
             "This adapter is in PEFT's format, for Hugging Face models, but the upstream is none."
         )
-    prefix, model = found
+    prefix, model = f"{found[0]}.", found[1]
     outer = ["", f"{model.base_model_prefix}."] if model.base_model_prefix else [""]
     if type(model).__name__ == "WhisperEncoder":
         outer += ["encoder.", "model.encoder."]
-    inner = [
-        target.name for target in linear_targets(upstream) if target.name.startswith(f"{prefix}.")
-    ]
-    return {each + name[len(prefix) + 1 :]: name for each in outer for name in inner}
+    names = [each.name for each in linear_targets(upstream) if each.name.startswith(prefix)]
+    return {each + name.removeprefix(prefix): name for each in outer for name in names}
 
 
 def _write_safetensors(path: Path, state: dict[str, Tensor], header: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    _write_atomic(path, save({key: value.contiguous() for key, value in state.items()}, header))
+    write_atomic(path, save({key: value.contiguous() for key, value in state.items()}, header))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -255,7 +303,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     if not path.is_file():
         raise UserError(
-            f"{path.parent} holds no adapter: expected {OWN}, or {PEFT_CONFIG} with {PEFT_WEIGHTS}."
+            f"{path.parent} holds no adapter: expected {OUR_WEIGHTS}, or {PEFT_CONFIG} with "
+            f"{PEFT_WEIGHTS}."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -264,9 +313,3 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(
             f"{path} cannot be read as safetensors, is it damaged? ({error})"
         ) from error
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

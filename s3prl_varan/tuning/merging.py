@@ -1,8 +1,9 @@
-"""Write an adapted upstream as a plain checkpoint: what s3prl's `*_local -k` or Hugging Face's from_pretrained reads."""
+"""Write an adapted upstream as a plain checkpoint.
+
+s3prl's `-u FAMILY_local -k CKPT` or Hugging Face's from_pretrained read it.
+"""
 
 import copy
-import os
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_varan.errors import UserError, problems_error
+from s3prl_varan.files import atomic_path
 from s3prl_varan.tuning.adapters import hugging_face_model
 from s3prl_varan.tuning.lora import merge_lora, merged_state_dict
 
-# Where the families keep their weights: hubert, wav2vec2, data2vec; wavlm, lighthubert; distilhubert; mockingjay, tera.
+# Where the families keep their weights: hubert, wav2vec2, data2vec; wavlm, lighthubert;
+# distilhubert; mockingjay, tera.
 WEIGHT_KEYS = ("model_weight", "model", "Distiller", "Transformer")
 
 
 def export_merged(upstream: nn.Module, base_ckpt: str | None, path: str | Path) -> Path:
     """Write the upstream with its LoRA adapters folded in; the upstream itself is left as it is.
 
-    base_ckpt: the checkpoint file it was built from, whose other content (config, dictionaries) is kept; not needed for
-    WavLM's family, nor for Hugging Face models, which become a folder. UserError where the base is missing or another's.
+    base_ckpt: the checkpoint file it was built from, whose other content (config, dictionaries) is
+    kept; not needed for WavLM's family, nor for Hugging Face models, which become a folder.
+    UserError where the base is missing or another's.
     """
     expert, path = getattr(upstream, "expert", upstream), Path(path)
     found = hugging_face_model(expert)
@@ -30,49 +34,45 @@ def export_merged(upstream: nn.Module, base_ckpt: str | None, path: str | Path) 
         return _export_folder(expert, found[1], path)
     payload = _wavlm_payload(expert) or _replaced_weights(expert, base_ckpt)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(payload, temporary)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        torch.save(payload, temporary)
     return path
 
 
 def _export_folder(expert: Any, model: Any, path: Path) -> Path:
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise UserError(f"{path} exists: a Hugging Face model becomes a folder, name a new one.")
-    merged = copy.deepcopy(model)
-    merge_lora(merged)
+    plain = copy.deepcopy(model)
+    merge_lora(plain)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        merged.save_pretrained(temporary)
-        if hasattr(
-            expert, "extracter"
-        ):  # s3prl's hf_* experts look for its settings beside the weights
+    with atomic_path(path) as temporary:
+        plain.save_pretrained(temporary)
+        if hasattr(expert, "extracter"):
+            # s3prl's hf_* experts look for its settings beside the weights.
             expert.extracter.save_pretrained(temporary)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def _wavlm_payload(expert: nn.Module) -> dict[str, Any] | None:
-    """{"cfg", "model"} for WavLM and UniSpeech-SAT, whose experts hold their whole config; None for others."""
+    """{"cfg", "model"} for WavLM and UniSpeech-SAT, whose experts hold their whole config.
+
+    None for others.
+    """
     from s3prl.upstream.wavlm.WavLM import WavLM
 
     model = getattr(expert, "model", None)
-    return (
-        {"cfg": dict(vars(model.cfg)), "model": merged_state_dict(model)}
-        if isinstance(model, WavLM)
-        else None
-    )
+    if not isinstance(model, WavLM):
+        return None
+    return {"cfg": dict(vars(model.cfg)), "model": merged_state_dict(model)}
 
 
 def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any]:
     """The base checkpoint with the merged weights in the place of its own."""
     if base_ckpt is None or not Path(base_ckpt).is_file():
         raise UserError(
-            f"The checkpoint file that the upstream was built from is needed, found {base_ckpt}: its config goes into the "
-            "merged one. Give it with --base_ckpt (s3prl keeps its downloads in ~/.cache/s3prl/download)."
+            f"The checkpoint file that the upstream was built from is needed, found {base_ckpt}: "
+            "its config goes into the merged one. Give it with --base_ckpt (s3prl keeps its "
+            "downloads in ~/.cache/s3prl/download)."
         )
     try:
         with torch.serialization.safe_globals([Namespace]):
@@ -81,13 +81,12 @@ def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any
         raise UserError(
             f"{base_ckpt} cannot be loaded without running code from it ({type(error).__name__})."
         ) from error
-    key = next(
-        (key for key in WEIGHT_KEYS if isinstance(base, dict) and isinstance(base.get(key), dict)),
-        None,
-    )
+    sections = base if isinstance(base, dict) else {}
+    key = next((key for key in WEIGHT_KEYS if isinstance(sections.get(key), dict)), None)
     if key is None:
         raise UserError(
-            f"{base_ckpt}: expected an s3prl checkpoint with weights under one of {', '.join(WEIGHT_KEYS)}."
+            f"{base_ckpt}: expected an s3prl checkpoint with weights under one of "
+            f"{', '.join(WEIGHT_KEYS)}."
         )
     state = _state_like(base[key], expert, base_ckpt)
     return {**base, key: {**base[key], **state}}
@@ -95,22 +94,17 @@ def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any
 
 def _state_like(base: dict[str, Any], expert: nn.Module, source: str) -> dict[str, Tensor]:
     """The merged state of that part of the expert whose names are the base's."""
-    merged = merged_state_dict(expert)
-    adapted = [
-        name for name in merged if name not in expert.state_dict()
-    ]  # the names that LoRA had moved
-    parts = [
-        f"{name}."
-        for name, _ in expert.named_modules()
-        if name and all(each.startswith(f"{name}.") for each in adapted)
-    ]
-    candidates = [
-        {name[len(part) :]: value for name, value in merged.items() if name.startswith(part)}
-        for part in parts
-    ]
-    best = max(
-        candidates, key=lambda state: (sum(name in base for name in state), -len(state)), default={}
-    )
+    whole = merged_state_dict(expert)
+    adapted = [name for name in whole if name not in expert.state_dict()]  # moved by LoRA
+    best: dict[str, Tensor] = {}
+    for part, _ in expert.named_modules():
+        if not part or not all(name.startswith(f"{part}.") for name in adapted):
+            continue  # the expert itself, or a part without some of the adapters
+        inside = [name for name in whole if name.startswith(f"{part}.")]
+        state = {name.removeprefix(f"{part}."): whole[name] for name in inside}
+        known, most = (sum(name in base for name in each) for each in (state, best))
+        if not best or (known, -len(state)) > (most, -len(best)):
+            best = state
     problems = [f"'{name}' is missing" for name in best if name not in base]
     problems += [
         f"'{name}' has another shape"

@@ -1,4 +1,7 @@
-"""What an upstream does while it trains, set explicitly: layer drop, dropout, masking, its CNN, gradient checkpointing."""
+"""What an upstream does while it trains, set explicitly.
+
+Layer drop, dropout, masking, its CNN, gradient checkpointing.
+"""
 
 from types import MethodType
 from typing import Any
@@ -11,15 +14,15 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.tuning.lora import LoraDelta
 from s3prl_varan.tuning.targets import transformer_layers
 
-LAYERDROP = (
-    "layerdrop",
-    "layer_drop",
-)  # as read while running by s3prl and Hugging Face, and by torchaudio
+LAYERDROP = ("layerdrop", "layer_drop")  # as s3prl and Hugging Face, and torchaudio call it
 CNN = ("feature_extractor", "conv1", "conv2")  # s3prl's and Hugging Face's wav2vec2 kin; Whisper
 
 
 def disable_layerdrop(upstream: nn.Module) -> list[str]:
-    """Set every layer drop to 0, else the number of hidden states would change from batch to batch. Returns what changed."""
+    """Set every layer drop to 0, else the number of hidden states would change between batches.
+
+    Returns what changed.
+    """
     changed = []
     for name, module in upstream.named_modules():
         for owner, label in ((module, name), (vars(module).get("config"), f"{name}.config")):
@@ -34,9 +37,10 @@ def disable_layerdrop(upstream: nn.Module) -> list[str]:
 def set_train_modes(upstream: nn.Module, *, dropout: bool, masking: bool) -> list[str]:
     """Choose what `train()` switches on in the upstream, for good. Returns lines for the log.
 
-    dropout: False sets every dropout probability (of modules, and those handed to F.dropout) to 0, but for LoRA's own.
-    masking: True masks spans of frames as in pre-training, with the probabilities in the upstream's own config; False not.
-    Batch norms (conformers) always keep their running statistics. UserError if masking is asked of an upstream without.
+    dropout: False sets every dropout probability (of modules, and those handed to F.dropout) to 0,
+    but for LoRA's own. masking: True masks spans of frames as in pre-training, with the
+    probabilities in the upstream's own config; False not. Batch norms (conformers) always keep
+    their running statistics. UserError if masking is asked of an upstream without.
     """
     notes = [] if dropout else _no_dropout(upstream)
     notes += _masking(upstream) if masking else _no_masking(upstream)
@@ -47,12 +51,14 @@ def set_train_modes(upstream: nn.Module, *, dropout: bool, masking: bool) -> lis
 
 
 def set_cnn_training(upstream: nn.Module, train: bool) -> list[str]:
-    """Full fine-tuning: train the convolutional front end too, or keep it frozen. Returns the names of its parts."""
+    """Full fine-tuning: train the convolutional front end too, or keep it frozen.
+
+    Returns the names of its parts.
+    """
     names = []
     for name, module in upstream.named_modules():
-        if name.rsplit(".", 1)[-1] in CNN and any(
-            isinstance(each, nn.Conv1d | nn.Conv2d) for each in module.modules()
-        ):
+        holds_conv = any(isinstance(each, nn.Conv1d | nn.Conv2d) for each in module.modules())
+        if name.rsplit(".", 1)[-1] in CNN and holds_conv:
             names.append(name)
             module.requires_grad_(train)
             if hasattr(module, "_requires_grad"):  # Hugging Face's way to freeze it
@@ -63,15 +69,16 @@ def set_cnn_training(upstream: nn.Module, train: bool) -> list[str]:
 
 
 def enable_gradient_checkpointing(upstream: nn.Module) -> int:
-    """Recompute every transformer layer in the backward pass instead of keeping its activations. Returns how many layers.
+    """Recompute every transformer layer in the backward pass instead of keeping its activations.
 
-    Only the layer's forward is run again: the hooks by which s3prl collects hidden states sit around it and fire once.
-    UserError where the upstream has no transformer layers.
+    Only the layer's forward is run again: the hooks by which s3prl collects hidden states sit
+    around it and fire once. Returns how many layers. UserError where the upstream has none.
     """
     layers = [upstream.get_submodule(name) for name in transformer_layers(upstream)]
     if not layers:
         raise UserError(
-            "upstream.gradient_checkpointing: this upstream has no transformer layers that are known; switch it off."
+            "upstream.gradient_checkpointing: this upstream has no transformer layers that are "
+            "known; switch it off."
         )
     for layer in layers:
         if "forward" not in vars(layer):
@@ -117,9 +124,8 @@ def _no_masking(upstream: nn.Module) -> list[str]:
 def _masking(upstream: nn.Module) -> list[str]:
     notes = []
     for name, module in upstream.named_modules():
-        if hasattr(
-            module, "_mask_hidden_states"
-        ):  # Hugging Face masks in training if its config says so
+        if hasattr(module, "_mask_hidden_states"):
+            # Hugging Face masks in training if its config says so.
             module.config.apply_spec_augment = True
             notes.append(f"{name} masks frames with probability {module.config.mask_time_prob:g}")
         elif hasattr(module, "apply_mask") and hasattr(module, "extract_features"):

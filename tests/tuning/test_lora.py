@@ -1,15 +1,15 @@
-"""LoRA on a tiny model of every family: what trains, what stays equal, what is refused; modes of an upstream in training."""
+"""LoRA on a tiny model of every family: what trains, what stays equal, what is refused."""
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from tiny_families import FAMILIES, TorchExpert, noise, tiny_upstream
+from tiny_families import FAMILIES, TorchExpert, noise
 from torch import nn
+from training_steps import hidden_states, loss_of, snapshot, steps
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.training.parameter_table import format_parameter_table, parameter_table
+from s3prl_varan.options import read_options
 from s3prl_varan.tuning.lora import (
     LoraDelta,
     LoraOptions,
@@ -23,7 +23,6 @@ from s3prl_varan.tuning.lora import (
 from s3prl_varan.tuning.modes import (
     disable_layerdrop,
     enable_gradient_checkpointing,
-    set_cnn_training,
     set_train_modes,
 )
 from s3prl_varan.tuning.targets import find_targets, name_patterns, transformer_layers
@@ -33,64 +32,6 @@ PER_LAYER_OF = {
     "torch": {"ffn": 2, "attention": 2, "all": 4},
     "wav2vec2_local conformer": {"ffn": 4, "attention": 4, "all": 8},
 }
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    """A fresh tiny upstream of a family; what is drawn at random is the same at every call."""
-    folder, built = tmp_path_factory.mktemp("families"), {}
-
-    def make(family):
-        if family not in built:
-            built[family] = tiny_upstream(family, folder)
-        return (
-            copy.deepcopy(built[family])
-            if family in ("torch", "whisper")
-            else tiny_upstream(family, folder)
-        )
-
-    return make
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-    np.random.seed(0)
-
-
-def hidden_states(upstream, wavs=None):
-    with torch.no_grad():
-        return upstream(wavs or noise(8000, 6000)).layers
-
-
-def loss_of(upstream, wavs=None):
-    """Every hidden state against its own fixed target."""
-    layers = upstream(wavs or noise(8000, 6000)).layers
-    generator = torch.Generator().manual_seed(2)
-    return sum(
-        (layer.float() - torch.randn(layer.shape, generator=generator)).square().mean()
-        for layer in layers
-    )
-
-
-def steps(upstream, count=2, lr=0.01):
-    """Optimizer steps on the trainable parameters; the gradient check runs after the first backward."""
-    trainable = [parameter for parameter in upstream.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trainable, lr=lr)
-    for step in range(count):
-        optimizer.zero_grad()
-        loss_of(upstream).backward()
-        if step == 0 and any(isinstance(module, LoraDelta) for module in upstream.modules()):
-            assert check_lora_gradients(upstream) == []
-        optimizer.step()
-
-
-def snapshot(upstream):
-    return {
-        name: value.clone()
-        for name, value in upstream.state_dict().items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def trained(upstream, **options):
@@ -254,23 +195,31 @@ def test_nothing_matched_lists_what_there_is(bases, monkeypatch):
         and "'fc1'" not in message
     )
     assert "expert.model.encoder.layers.*.fc1" in message and "layers.0" not in message
-    with pytest.raises(UserError, match=r"'ffn': no module.*\n.*these matrices: 0, 1\.weights"):
-        apply_lora(
-            nn.ModuleDict({"0": nn.Linear(2, 2), "1": nn.ModuleDict({"weights": nn.Linear(2, 2)})}),
-            LoraOptions(),
-        )
-    with pytest.raises(UserError, match="these matrices: none, LoRA cannot adapt it"):
-        apply_lora(nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1)}), LoraOptions())
+    two = nn.ModuleDict({"0": nn.Linear(2, 2), "1": nn.ModuleDict({"weights": nn.Linear(2, 2)})})
+    with pytest.raises(UserError, match=r"'ffn': this preset .*\n.*these matrices: 0, 1\.weights"):
+        apply_lora(two, LoraOptions())
+    with pytest.raises(UserError, match=r"'weigts': no module .* Did you mean 'weights'"):
+        apply_lora(two, LoraOptions(targets=["weigts"]))
+
+
+def test_an_upstream_without_matrices_says_what_it_is_made_of():
+    recurrent = nn.ModuleDict({"conv": nn.Conv1d(1, 1, 1), "rnn": nn.LSTM(2, 2)})
+    with pytest.raises(UserError, match=r"no matrices that LoRA can adapt .*Conv1d, LSTM\)"):
+        apply_lora(recurrent, LoraOptions(targets=["rnn"]))
+    with pytest.raises(UserError, match="no matrices that LoRA can adapt. Keep it frozen"):
+        apply_lora(nn.Identity(), LoraOptions())
 
 
 def test_options_name_all_their_problems():
-    with pytest.raises(UserError) as caught:
-        LoraOptions(rank=0, alpha=-1, dropout=1.0, targets="atention", layers=[-1])
-    assert all(
-        f"- {key}: expected" in str(caught.value)
-        for key in ("rank", "alpha", "dropout", "targets", "layers")
-    )
-    assert "Did you mean 'attention'?" in str(caught.value)
+    wrong = {"rank": 0, "alpha": -1, "dropout": 1.0, "targets": "atention", "layers": [-1]}
+    problems: list[str] = []
+    assert read_options(LoraOptions, wrong, "lora", problems) is None
+    for key, problem in zip(wrong, problems, strict=True):
+        assert problem.startswith(f"lora.{key}: expected")
+    assert "Did you mean 'attention'?" in problems[3]
+    for key in ("targets", "layers"):
+        with pytest.raises(UserError, match=f"{key}: the list is empty"):
+            LoraOptions(**{key: []})
     with pytest.raises(UserError, match=r"'fc\(1' is neither a name nor a regular expression"):
         LoraOptions(targets=["fc(1"])
     assert LoraOptions(rank=4).scale == 1 and LoraOptions(rank=4, alpha=8).scale == 2
@@ -364,129 +313,9 @@ def test_bf16_autocast_trains_float32_adapters(bases, family):
             assert module.lora_A.isfinite().all() and module.lora_B.isfinite().all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_mode_without_dropout_and_layerdrop_is_evaluation(bases, family):
-    upstream = bases(family)
-    evaluated = hidden_states(upstream)
-    disable_layerdrop(upstream)
-    set_train_modes(upstream, dropout=False, masking=False)
-    upstream.train()
-    for one, other in zip(evaluated, hidden_states(upstream), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-
-
-def test_layerdrop_is_found_and_told(bases):
-    assert disable_layerdrop(bases("distiller_local")) == [
-        "expert.model.model.encoder.layerdrop 0.5 -> 0"
-    ]
-    upstream = bases("hf_hubert_custom")
-    assert disable_layerdrop(upstream) == [
-        "expert.model.config.layerdrop 0.5 -> 0"
-    ]  # all modules share the config
-    upstream.train()
-    assert all(len(hidden_states(upstream)) == 4 for _ in range(5))
-    assert disable_layerdrop(upstream) == []
-
-
-def test_dropout_stays_where_asked(bases):
-    upstream = bases("wavlm_local")
-    set_train_modes(upstream.train(), dropout=True, masking=False)
-    assert not torch.equal(hidden_states(upstream)[-1], hidden_states(upstream)[-1])
-
-
-@pytest.mark.parametrize(
-    "family",
-    ["wavlm_local", "hubert_local", "wav2vec2_local", "data2vec_local", "hf_hubert_custom"],
-)
-def test_masking_happens_in_training_only_where_asked(bases, family):
-    upstream = bases(family)
-    evaluated = hidden_states(upstream, noise(16000))
-    disable_layerdrop(upstream)
-    notes = set_train_modes(upstream, dropout=False, masking=True)
-    assert any("masks frames with probability 0." in note for note in notes)
-    assert torch.equal(evaluated[0], hidden_states(upstream, noise(16000))[0])
-    upstream.train()
-    masked = hidden_states(upstream, noise(16000))
-    assert not torch.allclose(evaluated[0], masked[0], atol=1e-3)
-    apply_lora(upstream, LoraOptions(rank=2))
-    steps(upstream, count=1)
-
-
-def test_masking_is_refused_where_there_is_none(bases):
-    with pytest.raises(UserError, match="no masking of its own"):
-        set_train_modes(bases("whisper"), dropout=True, masking=True)
-
-
-def test_cnn_trains_only_when_asked(bases):
-    for family in ("wav2vec2_local", "hf_hubert_custom", "whisper"):
-        upstream = bases(family)
-        disable_layerdrop(upstream)
-        set_train_modes(upstream.train().requires_grad_(True), dropout=False, masking=False)
-        for train in (False, True):
-            names = set_cnn_training(upstream, train)
-            assert names
-            upstream.zero_grad(set_to_none=True)
-            loss_of(upstream).backward()
-            grads = [
-                parameter.grad is not None
-                for name in names
-                for parameter in upstream.get_submodule(name).parameters()
-            ]
-            assert all(grads) if train else not any(grads)
-            fc1 = upstream.get_submodule(f"{transformer_layers(upstream)[0]}").parameters()
-            assert all(parameter.grad is not None for parameter in fc1)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_checkpointing_changes_no_gradient(bases, family):
-    upstream = bases(family)
-    apply_lora(upstream, LoraOptions(rank=2, targets="all"))
-    for module in upstream.modules():
-        if isinstance(module, LoraDelta):
-            module.lora_B.data.normal_(std=0.1)
-    disable_layerdrop(upstream)
-    set_train_modes(upstream.train(), dropout=True, masking=False)
-
-    def gradients():
-        torch.manual_seed(3)
-        upstream.zero_grad(set_to_none=True)
-        loss = loss_of(upstream)
-        loss.backward()
-        return loss.item(), {
-            name: parameter.grad
-            for name, parameter in upstream.named_parameters()
-            if parameter.requires_grad
-        }
-
-    plain_loss, plain = gradients()
-    ran = []
-    handle = upstream.get_submodule(transformer_layers(upstream)[0]).register_forward_hook(
-        lambda *_: ran.append(1)
-    )
-    assert enable_gradient_checkpointing(upstream) == enable_gradient_checkpointing(upstream) == 3
-    loss, checkpointed = gradients()
-    handle.remove()
-    assert loss == plain_loss and len(ran) == 1  # the hooks around a layer see it once
-    for name, value in plain.items():
-        torch.testing.assert_close(checkpointed[name], value, rtol=1e-5, atol=1e-7)
-
-
-def test_gradient_checkpointing_recomputes_the_layers(bases):
-    upstream, ran = bases("wavlm_local"), []
-    apply_lora(upstream, LoraOptions(rank=2))
-    upstream.expert.model.encoder.layers[1].fc1.register_forward_hook(lambda *_: ran.append(1))
-    enable_gradient_checkpointing(upstream)
-    loss_of(upstream.train()).backward()
-    assert len(ran) == 2
-    hidden_states(upstream.eval())
-    assert len(ran) == 3
-    with pytest.raises(UserError, match="no transformer layers"):
-        enable_gradient_checkpointing(nn.Linear(2, 2))
-
-
 @pytest.mark.slow
 def test_a_wavlm_base_takes_a_lora_step_within_memory():
-    """12 x 768 with random weights; a step must stay well below the gradients and moments of full fine-tuning."""
+    """12 x 768, random weights: a step stays well below gradients and moments of fine-tuning."""
     import resource
 
     from s3prl_varan.upstream.micro_wavlm import build_wavlm
@@ -523,22 +352,6 @@ def test_an_adapted_upstream_can_be_copied():
         one, other = (model(noise(8000))["hidden_states"][-1] for model in (expert, twin))
     assert not torch.allclose(one, other)
     assert twin.encoder.layers[0].forward.__self__ is twin.encoder.layers[0]
-
-
-def test_parameter_table_counts_each_parameter_once():
-    shared = nn.Linear(4, 4, bias=False)
-    frozen = nn.Linear(4, 4, bias=False).requires_grad_(False)
-    rows = parameter_table(
-        {"upstream": nn.ModuleList([frozen, shared]), "heads": shared, "none": nn.Module()}
-    )
-    assert [(row.part, row.trainable, row.total, row.percent) for row in rows] == [
-        ("upstream", 16, 32, 50.0), ("heads", 16, 16, 100.0), ("none", 0, 0, 0.0), ("all", 16, 32, 50.0),
-    ]  # fmt: skip
-    text = format_parameter_table(rows).splitlines()
-    assert (
-        text[0].split() == ["part", "trainable", "total", "%"]
-        and len({len(line) for line in text}) == 1
-    )
 
 
 def test_name_patterns():

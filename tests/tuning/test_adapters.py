@@ -1,4 +1,4 @@
-"""Adapters and merged upstreams on disk: PEFT reads ours and we read PEFT's, s3prl loads what merging wrote."""
+"""Adapters and merged upstreams on disk: PEFT reads ours, we PEFT's, s3prl what merging wrote."""
 
 import importlib.util
 import json
@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_families import FAMILIES, make_checkpoint, noise, tiny_upstream
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.tuning.adapters import check_upstream, load_adapter, read_adapter, write_adapter
+from s3prl_varan.tuning.adapters import (
+    check_upstream,
+    is_adapter,
+    load_adapter,
+    read_adapter,
+    write_adapter,
+)
 from s3prl_varan.tuning.lora import LoraDelta, LoraOptions, apply_lora, lora_report, lora_state_dict
 from s3prl_varan.tuning.merging import export_merged
+from s3prl_varan.tuning.targets import describe_targets, find_targets
 from s3prl_varan.upstream.wrapper import build_upstream
 
 ON_DISK = [family for family in FAMILIES if family != "torch"]
@@ -34,6 +42,15 @@ def adapted(family, folder, **options):
         if isinstance(module, LoraDelta):
             module.lora_B.data = 0.2 * torch.randn(module.lora_B.shape, generator=generator)
             module.lora_A.data = torch.randn(module.lora_A.shape, generator=generator)
+    return upstream
+
+
+def start_from(adapter, upstream, **changes):
+    """As a run does: LoRA with its own options (here the adapter's, with changes), then -i."""
+    upstream.fingerprint()
+    options = asdict(read_adapter(adapter, upstream).options)
+    apply_lora(upstream, LoraOptions(**{**options, **changes}))
+    load_adapter(upstream, adapter)
     return upstream
 
 
@@ -62,11 +79,14 @@ def test_own_format_comes_back(family, folder, tmp_path):
         upstream.get_parameter(name).data.add_(0.1)
     write_adapter(tmp_path / "a", upstream, info(upstream))
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["adapter.safetensors"]
+    with safe_open(tmp_path / "a" / "adapter.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "s3prl_varan.lora.1"  # of every adapter there is
     other = tiny_upstream(family, folder)
     read = read_adapter(tmp_path / "a", other)
     assert read.options == lora_report(upstream).options and read.upstream == info(upstream)
-    load_adapter(other, tmp_path / "a")
+    start_from(tmp_path / "a", other)
     assert torch.equal(hidden_states(upstream), hidden_states(other))
+    assert is_adapter(tmp_path / "a") and not is_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("family", HUGGING_FACE)
@@ -77,8 +97,11 @@ def test_peft_format_comes_back(family, folder, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    assert is_adapter(tmp_path)
     other = tiny_upstream(family, folder)
-    load_adapter(other, tmp_path)
+    options = read_adapter(tmp_path, other).options
+    assert options == lora_report(upstream).options  # said as it was said: `all` of two layers
+    start_from(tmp_path, other)
     ours, theirs = lora_state_dict(upstream), lora_state_dict(other)
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert torch.equal(hidden_states(upstream), hidden_states(other))
@@ -119,12 +142,57 @@ def test_we_read_pefts(family, rslora, folder, tmp_path):
     )
     outer = whole_whisper(theirs.expert.model) if family == "whisper" else theirs.expert.model
     peft.get_peft_model(outer, config).save_pretrained(tmp_path)
-    report = load_adapter(ours, tmp_path)
-    assert len(report.modules) == 9
+    start_from(tmp_path, ours)
+    assert len(lora_report(ours).modules) == 9
+    assert lora_report(ours).options.targets == sorted(names)
     assert_same(theirs, ours)
     assert (
         hidden_states(ours)[-1] - hidden_states(tiny_upstream(family, folder))[-1]
     ).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["wavlm_local", "whisper"])  # our format, PEFT's
+def test_a_run_of_another_form_is_told_what_to_set(family, folder, tmp_path):
+    upstream = adapted(family, folder, layers=[0, 2])
+    write_adapter(tmp_path, upstream, info(upstream))
+    other = tiny_upstream(family, folder)
+    other.fingerprint()
+    apply_lora(other, LoraOptions())
+    before = lora_state_dict(other)
+    with pytest.raises(UserError) as caught:
+        load_adapter(other, tmp_path)
+    lines = str(caught.value).splitlines()
+    assert "adapter of another form" in lines[0] and lines[1:] == [
+        "  - lora.rank: 2 (here 16)",
+        "  - lora.alpha: 3 (here null)",
+        '  - lora.targets: "all" (here "ffn")',
+        "  - lora.layers: [0, 2] (here null)",
+    ]
+    after = lora_state_dict(other)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(UserError, match=r"lora.train_biases: false \(here true\)$"):
+        start_from(tmp_path, tiny_upstream(family, folder), train_biases=True)
+
+
+def test_what_means_the_same_is_taken(folder, tmp_path):
+    upstream = adapted("hubert_local", folder, targets="ffn", rank=3, alpha=None)
+    write_adapter(tmp_path, upstream, info(upstream))
+    words = {"targets": ["fc1", "fc2"], "alpha": 3, "dropout": 0.1, "layers": [0, 1, 2]}
+    other = start_from(tmp_path, tiny_upstream("hubert_local", folder), **words)
+    assert torch.equal(hidden_states(upstream), hidden_states(other))
+
+
+@pytest.mark.parametrize("wanted", [{"targets": "all"}, {"targets": ["fc1"], "layers": [1]}])
+def test_matrices_are_described_briefly(wanted, folder):
+    upstream = tiny_upstream("hubert_local", folder)
+    options = LoraOptions(**wanted)
+    names = [target.name for target in find_targets(upstream, options)]
+    assert describe_targets(upstream, names) == options
+    odd = sorted(
+        names[1:-1] or ["expert.model.encoder.layers.0.fc1", "expert.model.post_extract_proj"]
+    )
+    found = [target.name for target in find_targets(upstream, describe_targets(upstream, odd))]
+    assert sorted(found) == odd
 
 
 def whole_whisper(encoder):
@@ -184,6 +252,8 @@ def test_another_upstream_is_refused_with_both_names(folder, tmp_path):
     ):
         load_adapter(tiny_upstream("wav2vec2_local", folder), tmp_path)
     check_upstream(info(upstream), tiny_upstream("hubert_local", folder), "it")
+    with pytest.raises(UserError, match="holds LoRA adapters: add --lora"):
+        load_adapter(tiny_upstream("hubert_local", folder), tmp_path)
 
 
 @pytest.mark.parametrize("family", ON_DISK)
@@ -225,7 +295,7 @@ def test_merging_needs_the_right_base(folder, tmp_path):
 
 @pytest.fixture
 def cli():
-    path = Path(__file__).resolve().parents[1] / "run" / "export_adapter.py"
+    path = Path(__file__).resolve().parents[2] / "run" / "export_adapter.py"
     spec = importlib.util.spec_from_file_location("export_adapter", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -233,23 +303,26 @@ def cli():
 
 
 def experiment(family, folder, expdir, lora=True):
-    """The part of a run's best checkpoint that an export reads."""
+    """A run's best checkpoint, with what an export reads of it."""
     upstream = adapted(family, folder)
     expdir.mkdir()
+    options, state = asdict(lora_report(upstream).options), lora_state_dict(upstream)
     payload = {
+        "Version": 2,
         "Args": {
             "upstream": upstream.name,
             "upstream_ckpt": upstream.ckpt,
             "upstream_model_config": None,
         },
+        "Config": {},
         "upstream": info(upstream),
-        "lora": {
-            "options": asdict(lora_report(upstream).options),
-            "state": lora_state_dict(upstream),
-        }
-        if lora
-        else None,
+        "lora": {"options": options, "state": state} if lora else None,
+        "Upstream": None,
         "Featurizer": {},
+        "Downstream": {},
+        "Step": 0,
+        "Best": {},
+        "Outputs": None,
     }
     torch.save(payload, expdir / "dev-best.ckpt")
     return upstream
@@ -263,7 +336,7 @@ def test_cli_writes_adapters_and_merged(cli, family, written, folder, tmp_path, 
     assert cli([str(tmp_path / "exp"), str(tmp_path / "adapter")]) == 0
     assert (tmp_path / "adapter" / written).is_file()
     other = tiny_upstream(family, folder)
-    load_adapter(other, tmp_path / "adapter")
+    start_from(tmp_path / "adapter", other)
     assert torch.equal(hidden_states(upstream), hidden_states(other))
     assert cli([str(tmp_path / "exp"), str(tmp_path / "merged"), "--merge"]) == 0
     assert_same(upstream, build_upstream(family, str(tmp_path / "merged")))

@@ -1,4 +1,4 @@
-"""`whisper`: equal to transformers on 30 s, independent of padding, trainable; and what it refuses."""
+"""`whisper`: equal to transformers on 30 s, independent of padding, trainable; its refusals."""
 
 import json
 import shutil
@@ -14,16 +14,28 @@ from s3prl_varan.upstream.whisper import LogMel, whisper
 from s3prl_varan.upstream.wrapper import build_upstream
 
 TINY = {
-    "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 32,
-    "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 16, "vocab_size": 60, "num_mel_bins": 80,
-    "max_source_positions": 1500, "max_target_positions": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "model_type": "whisper",
+    "d_model": 16,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 16,
+    "vocab_size": 60,
+    "num_mel_bins": 80,
+    "max_source_positions": 1500,
+    "max_target_positions": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "decoder_start_token_id": 1,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def tiny_dirs(tmp_path_factory) -> dict[str, Path]:
-    """The same weights as a whole model, sharded, as a WhisperModel, as .bin, and as the bare encoder in fp16."""
+    """The same weights as a whole model, sharded, a WhisperModel, .bin, a bare encoder in fp16."""
     from safetensors.torch import save_file
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -208,7 +220,7 @@ def test_what_is_refused(tiny_dirs, tmp_path, monkeypatch):
 
 
 def test_real_encoder(whisper_dir):
-    """Hidden states of the shared tiny.en encoder: transformers on 30 s, and the batch one by one."""
+    """The shared tiny.en encoder: as transformers on 30 s, and a batch as its clips one by one."""
     expert = whisper(str(whisper_dir))
     assert_same_alone(expert, clips(0.9, 0.5), 2e-4)
     mel, frames = expert.log_mel(clips(0.8))

@@ -4,17 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3prl_varan.config.reading import build_options
 from s3prl_varan.errors import UserError
 from s3prl_varan.features.specaug import (
     SpecAugment,
     SpecAugOptions,
-    build_specaug,
     draw_masks,
     draw_warps,
     warp_time,
 )
 from s3prl_varan.features.stack import LayerFeatures
+from s3prl_varan.options import read_options
 
 MASKS_ONLY = {"apply_time_warp": False}
 
@@ -135,16 +134,21 @@ def test_gradients_pass_through_what_is_kept():
 
 
 def test_bad_options_are_named():
+    values = {
+        "time_warp_windw": 3,
+        "num_time_mask": "two",
+        "time_warp_window": 0,
+        "num_freq_mask": -1,
+        "max_n_time_masks": -1,
+    }
     problems: list[str] = []
-    build_options(
-        SpecAugOptions, {"time_warp_windw": 3, "num_time_mask": "two"}, "specaug", problems
-    )
-    assert (
-        "time_warp_windw: unknown key. Did you mean 'time_warp_window'?" in problems[0]
-        and "num_time_mask" in problems[1]
-    )
+    assert read_options(SpecAugOptions, values, "specaug", problems) is None
+    assert "time_warp_windw: unknown key. Did you mean 'time_warp_window'?" in problems[0]
+    expected = ["expected int >= 0, found 'two'", "expected int >= 1, found 0"]
+    expected += ["num_freq_mask: expected int >= 0", "max_n_time_masks: expected int >= 0"]
+    for problem, said in zip(problems[1:], expected, strict=True):
+        assert said in problem
     with pytest.raises(UserError, match=r"time_mask_width_range: expected \[low, high\]"):
         SpecAugment(time_mask_width_range=[40, 0])
     with pytest.raises(UserError, match="leave the section out"):
         SpecAugment(apply_time_warp=False, apply_freq_mask=False, apply_time_mask=False)
-    assert build_specaug(None) is None and build_specaug({}) is None
