@@ -24,11 +24,12 @@ from pathlib import Path
 if importlib.util.find_spec("s3prl_varan") is None:  # run from a clone that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from synthetic import prepare_synthetic
+
 from s3prl_varan.corpora.iemocap import prepare_iemocap
 from s3prl_varan.corpora.librispeech import prepare_librispeech
 from s3prl_varan.corpora.manifest import UNKNOWN, prepare_manifest
 from s3prl_varan.corpora.ravdess import prepare_ravdess
-from synthetic import prepare_synthetic
 from s3prl_varan.errors import UserError
 
 

@@ -1,8 +1,7 @@
 """The table of parameters that a run prints."""
 
-from torch import nn
-
 from s3prl_varan.training.parameter_table import format_parameter_table, parameter_table
+from torch import nn
 
 
 def test_parameter_table_counts_each_parameter_once():

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-
-from s3prl_varan import build_featurizer
 from s3prl_varan.app.experiment import shipped_reference
-from s3prl_varan.config import reading as config
-from s3prl_varan.errors import UserError
 from s3prl_varan.featurizers.registry import FEATURIZERS
 from s3prl_varan.tasks.registry import TASKS
+
+from s3prl_varan import build_featurizer
+from s3prl_varan.config import reading as config
+from s3prl_varan.errors import UserError
 
 SHIPPED = [path for name in TASKS for path in sorted((config.config_root() / name).glob("*.yaml"))]
 
@@ -17,9 +17,9 @@ SHIPPED = [path for name in TASKS for path in sorted((config.config_root() / nam
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_configs_are_valid_and_name_their_command(path):
     import torch
+    from s3prl_varan.training.optim import build_scheduler
 
     from s3prl_varan.config.reading import optimizer_class
-    from s3prl_varan.training.optim import build_scheduler
 
     names = (
         [path.stem]

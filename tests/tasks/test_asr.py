@@ -13,18 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from s3prl_varan.tasks.asr import transcribe as asr_transcribe
-
-from s3prl_varan.app.cli import main
-from s3prl_varan.audio import read_audio
-from s3prl_varan.compat import import_downstream
 from s3prl_varan.config.options import HeadOptions
-from s3prl_varan.config.reading import config_root, read_config
-from s3prl_varan.corpora.dictionary import CHAR_DICT
-from s3prl_varan.corpora.librispeech import prepare_librispeech
-from s3prl_varan.errors import UserError
-from s3prl_varan.features.stack import LayerFeatures
-from s3prl_varan.layerwise.ctc import ctc_frames_needed
 from s3prl_varan.layerwise.downstream import adapt_expert
 from s3prl_varan.tasks.asr.data import (
     SimilarLengths,
@@ -35,6 +24,17 @@ from s3prl_varan.tasks.asr.data import (
 )
 from s3prl_varan.tasks.asr.decode import arpa_words, build_decoder, decoder_problems
 from s3prl_varan.tasks.asr.metrics import align, error_rates, worst_utterances
+
+from s3prl_varan.app.cli import main
+from s3prl_varan.audio import read_audio
+from s3prl_varan.compat import import_downstream
+from s3prl_varan.config.reading import config_root, read_config
+from s3prl_varan.corpora.dictionary import CHAR_DICT
+from s3prl_varan.corpora.librispeech import prepare_librispeech
+from s3prl_varan.errors import UserError
+from s3prl_varan.features.stack import LayerFeatures
+from s3prl_varan.layerwise.ctc import ctc_frames_needed
+from s3prl_varan.tasks.asr import transcribe as asr_transcribe
 from tests.conftest import TINY
 
 LETTERS = "ABCDEF"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from s3prl_varan.training.lengths import header_samples, item_samples
+from s3prl_varan.training.loaders import EpochBatches, cut_by_length, eval_loader, lengths_to_batch
 from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
 
 from s3prl_varan.app.cli import main
 from s3prl_varan.errors import UserError
-from s3prl_varan.training.lengths import header_samples, item_samples
-from s3prl_varan.training.loaders import EpochBatches, cut_by_length, eval_loader, lengths_to_batch
 
 LENGTHS = np.random.default_rng(0).integers(3200, 160000, 333).tolist()
 
