@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: real speech and a real encoder where they are at hand, else a skip with its reason."""
+"""Fixtures that tests share: real speech and a real encoder where they are at hand, a tiny run."""
 
 import logging
 from pathlib import Path
@@ -30,7 +30,10 @@ TINY = f"{Path(__file__).parent / 'tiny_expert.py'}:tiny"
 
 @pytest.fixture(scope="session")
 def tone_corpus(tmp_path_factory) -> Path:
-    """A corpus in RAVDESS's layout that can be learned in seconds: every emotion has its own pitch. 8 actors, 128 clips."""
+    """A corpus in RAVDESS's layout that is learned in seconds: a pitch for each emotion.
+
+    8 actors, 128 clips.
+    """
     import numpy as np
     import soundfile
 
@@ -55,7 +58,7 @@ def tone_corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def emotion_args(tone_corpus: Path):
-    """Command line of a short emotion run on the tones: call with -f's name, further flags and further -o overrides."""
+    """Command line of a short emotion run on the tones: -f's name, further flags, further -o."""
 
     def build(featurizer: str, *flags: str, upstream: str = TINY, **overrides: object) -> list[str]:
         settings = {
@@ -71,19 +74,8 @@ def emotion_args(tone_corpus: Path):
             **overrides,
         }
         override = ",,".join(f"{key}={value}" for key, value in settings.items())
-        return [
-            "-u",
-            upstream,
-            "-d",
-            "emotion",
-            "-f",
-            featurizer,
-            "--device",
-            "cpu",
-            "-o",
-            override,
-            *flags,
-        ]
+        run = ["-u", upstream, "-d", "emotion", "-f", featurizer, "--device", "cpu"]
+        return [*run, "-o", override, *flags]
 
     return build
 

@@ -1,15 +1,20 @@
-"""runner.compile: the same losses, names in checkpoints, other lengths, clear refusals."""
+"""runner.compile: the same losses and names in checkpoints, no compiling anew, clear refusals."""
 
 import json
 
 import pytest
 import torch
-from benchmark.cases import Case, Step, build_step
 
-from s3prl_varan.app.cli import main
+from s3prl_varan.app.build import build_model
+from s3prl_varan.app.cli import main, parse_args
+from s3prl_varan.config.resolve import resolve
 from s3prl_varan.errors import UserError
+from s3prl_varan.model import SpeechModel
 from s3prl_varan.training.compiled import check_compiler, compile_model
-from s3prl_varan.tuning.modes import set_train_modes
+from tests.conftest import TINY
+from tests.tiny_families import make_checkpoint, noise
+
+STILL = {"heads.dropout": 0, "heads.kind": "linear", "upstream.dropout": False, "lora.rank": 4}
 
 
 @pytest.fixture
@@ -20,37 +25,55 @@ def compiler():
         pytest.skip(str(error))
 
 
+def wavlm(task: str, flags: list[str], data: dict[str, object], folder) -> SpeechModel:
+    """A WavLM of three layers of 32, with linear heads and nothing random; in training mode."""
+    checkpoint = make_checkpoint("wavlm_local", folder)
+    settings = {f"config.{key}": value for key, value in STILL.items()}
+    settings |= {f"config.downstream_expert.datarc.{key}": value for key, value in data.items()}
+    settings["config.specaug"] = "null"
+    override = ",,".join(f"{key}={value}" for key, value in settings.items())
+    args = ["-u", "wavlm_local", "-k", checkpoint, "-d", task, "-f", "varan", "-o", override]
+    return build_model(resolve(parse_args([str(arg) for arg in [*args, *flags]]))).train()
+
+
 @pytest.mark.slow  # it compiles for a minute
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("tuning, task", [("frozen", "er"), ("lora", "ctc")])
-def test_compiled_training_computes_the_same(tuning, task):
-    torch.manual_seed(0)
-    plain = build_step(Case("tiny", tuning, task, "varan", 2, 1.0, head_dropout=0.0))
-    set_train_modes(plain.model.upstream, dropout=False, masking=False)
-    start = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
-    inputs = [
-        plain.wavs,
-        [wav[:12000] for wav in plain.wavs],
-        [plain.wavs[0], plain.wavs[1][:9000]],
-    ]
-    expected = _losses(plain, inputs)
-    plain.model.load_state_dict(start)
-    compile_model(plain.model)
-    compiled = Step(plain.case, plain.model, plain.wavs, plain.targets)  # a fresh optimizer
-    losses = _losses(compiled, inputs)
+@pytest.mark.parametrize(
+    ("task", "flags", "targets"),
+    [("emotion", [], [1, 4]), ("asr", ["--lora"], [[5, 6, 7], [8, 9]])],
+)
+def test_compiled_training_computes_the_same(task, flags, targets, tone_corpus, tmp_path):
+    tones = {"root": tone_corpus, "meta_data": tone_corpus / "meta_data"}
+    model = wavlm(task, flags, tones if task == "emotion" else {}, tmp_path)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    targets = model.downstream.task.collate(targets)
+    one, other = noise(16000, 16000)
+    inputs = [[one, other], [one[:12000], other[:12000]], [one, other[:9000]]]
+    expected = _losses(model, inputs, targets)
+    model.load_state_dict(start)
+    line = compile_model(model)
+    assert line.startswith("compile: 3 layers of the upstream, 2 modules after it")
+    losses = _losses(model, inputs, targets)
     assert losses == pytest.approx(expected, rel=1e-4) and len(set(losses)) == len(losses)
-    assert list(compiled.model.state_dict()) == list(start)
-    _losses(compiled, [[wav[:11000] for wav in plain.wavs]])
+    assert list(model.state_dict()) == list(start)
+    _losses(model, [[one[:11000], other[:11000]]], targets)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    _losses(compiled, [[wav[:10000] for wav in plain.wavs], [plain.wavs[0], plain.wavs[1][:8000]]])
+    _losses(model, [[one[:10000], other[:10000]], [one, other[:8000]]], targets)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
 
 
-def _losses(step: Step, inputs: list[list[torch.Tensor]]) -> list[float]:
+def _losses(model: SpeechModel, inputs: list[list[torch.Tensor]], targets) -> list[float]:
+    """Of a step on each input, with a fresh optimizer."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
     losses = []
     for wavs in inputs:
-        step.wavs = wavs
-        losses.append(step())
+        loss = model(wavs, targets).terms.loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -64,9 +87,8 @@ def test_a_compiled_run_is_evaluated_without_compiling(emotion_args, tmp_path, c
             "config.runner.log_step": 1,
             "config.runner.eval_step": 3,
         }
-        settings["config.varan.head_dropout"] = (
-            0.0  # compiled dropout draws from a generator of its own
-        )
+        # Compiled dropout draws from a generator of its own.
+        settings["config.heads.dropout"] = 0.0
         folder = tmp_path / str(compiled)
         assert (
             main(
@@ -91,7 +113,7 @@ def test_a_compiled_run_is_evaluated_without_compiling(emotion_args, tmp_path, c
     )
     monkeypatch.setattr(torch, "compile", _no_compiler)
     assert (
-        main(["-m", "evaluate", "-t", "test", "-e", str(tmp_path / "True"), "--device", "cpu"]) == 0
+        main(["-m", "evaluate", "-e", str(tmp_path / "True"), "-u", TINY, "--device", "cpu"]) == 0
     )
 
 

@@ -1,4 +1,4 @@
-"""Two processes on one machine: the run ends with the figures of all utterances, each scored once."""
+"""Two processes on one machine: figures of all utterances, each scored once."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).resolve().parents[1] / "run" / "run_downstream.py"
+RUN = Path(__file__).resolve().parents[2] / "run" / "run_downstream.py"
 
 
 @pytest.mark.slow
@@ -35,6 +35,5 @@ def test_two_processes_train_and_score_every_utterance_once(emotion_args, tmp_pa
     names = [row.split(",")[1] for row in rows]
     assert len(names) == len(set(names)) == sum(map(sum, result["confusion"]["test"]["matrix"])) > 0
     evaluated = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert (
-        sum(row["split"] == "test" and row["step"] == 40 for row in evaluated) <= 2
-    )  # once while training, once at the end
+    # Once while training, once at the end.
+    assert sum(row["split"] == "test" and row["step"] == 40 for row in evaluated) <= 2

@@ -1,13 +1,13 @@
-"""What mode every module is in while it trains: at step 0, after an evaluation and after a resume."""
+"""What mode every module trains in: at step 0, after an evaluation and after a resume."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_expert import UpstreamExpert
 
 from s3prl_varan.app.cli import main
 from s3prl_varan.model import SpeechModel
+from tests.tiny_expert import UpstreamExpert
 
 DROPPING = f"{Path(__file__)}:dropping"
 
@@ -28,7 +28,7 @@ def dropping(**kwargs):
 
 @pytest.fixture
 def modes(monkeypatch):
-    """Of every training step: the names of the modules that were not in training mode, and of the upstream's that were."""
+    """Of every training step: modules not in training mode, and the upstream's that were."""
     seen = []
     forward = SpeechModel.forward
 
