@@ -98,6 +98,12 @@ class SpeechModel(nn.Module):
             self.upstream.requires_grad_(False)
         self.train()  # a new module says it trains, whatever its parts do: make it true of all
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What the model is made of, by name."""
+        names = ("upstream", "featurizer", "downstream")
+        return {name: getattr(self, name) for name in names}
+
     def train(self, mode: bool = True) -> "SpeechModel":
         super().train(mode)
         self.upstream.train(mode and self.trains_upstream)

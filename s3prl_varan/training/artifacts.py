@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ class Artifacts:
             "layers": self.model.featurizer.layers,
             "layer_weights": {split: each.layer_weights for split, each in tested.items()},
             "confusion": _confusions(tested),
-            "parameters": count_parameters(self.model),
+            "parameters": count_parameters(self.model.parts),
             **stored,
             "steps": steps,
             "seconds": round(seconds, 2),
@@ -160,20 +160,21 @@ def _confusions(tested: Mapping[str, Evaluation]) -> dict[str, Any]:
     return found
 
 
-def count_parameters(model: SpeechModel) -> dict[str, dict[str, int]]:
-    """{"upstream" | "featurizer" | "downstream" | "all": {"trainable", "total"}}."""
-    parts: dict[str, nn.Module] = {
-        "upstream": model.upstream,
-        "featurizer": model.featurizer,
-        "downstream": model.downstream,
-        "all": model,
-    }
+def count_parameters(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, int]]:
+    """{part: {"trainable", "total"}}, and of "all": a parameter that parts share counts once."""
+    seen: dict[int, nn.Parameter] = {}
     counts = {}
     for name, part in parts.items():
-        sizes = [(each.numel(), each.requires_grad) for each in part.parameters()]
-        trainable = sum(size for size, trains in sizes if trains)
-        counts[name] = {"trainable": trainable, "total": sum(size for size, _ in sizes)}
-    return counts
+        own = {id(each): each for each in part.parameters()}
+        counts[name] = _sizes(own.values())
+        seen |= own
+    return {**counts, "all": _sizes(seen.values())}
+
+
+def _sizes(parameters: Iterable[nn.Parameter]) -> dict[str, int]:
+    sizes = [(each.numel(), each.requires_grad) for each in parameters]
+    trainable = sum(size for size, trains in sizes if trains)
+    return {"trainable": trainable, "total": sum(size for size, _ in sizes)}
 
 
 def parameter_table(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -80,8 +80,7 @@ class Trainer:
     def setup(self, resume: dict[str, Any] | None) -> None:
         """Optimizer, schedule and batches, from the start or from where a checkpoint left off."""
         model, steps = self.model, self.options.total_steps
-        parts = {name: getattr(model, name) for name in ("upstream", "featurizer", "downstream")}
-        optimizer = build_optimizer(parts, self.config.optimizer)
+        optimizer = build_optimizer(model.parts, self.config.optimizer)
         self.scheduler = build_scheduler(optimizer, steps, self.config.scheduler)
         if resume is not None:
             self._check_states(resume)
@@ -94,7 +93,7 @@ class Trainer:
         if self.artifacts is not None:
             self.artifacts.rewind(self.step)
             self.artifacts.write_config()
-            print(parameter_table(count_parameters(model)))
+            print(parameter_table(count_parameters(model.parts)))
         self.trained = [each for each in model.parameters() if each.requires_grad]
         self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         start = self.step * self.options.gradient_accumulate_steps

@@ -3,46 +3,6 @@
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
-from s3prl_varan.app.experiment import shipped_reference
-from s3prl_varan.featurizers.registry import FEATURIZERS
-from s3prl_varan.tasks.registry import TASKS
-
-from s3prl_varan import build_featurizer
-from s3prl_varan.config import reading as config
-from s3prl_varan.errors import UserError
-
-SHIPPED = [path for name in TASKS for path in sorted((config.config_root() / name).glob("*.yaml"))]
-
-
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_shipped_configs_are_valid_and_name_their_command(path):
-    import torch
-    from s3prl_varan.training.optim import build_scheduler
-
-    from s3prl_varan.config.reading import optimizer_class
-
-    names = (
-        [path.stem]
-        if path.stem in FEATURIZERS
-        else [name for name in FEATURIZERS if path.stem.startswith(name)] or list(FEATURIZERS)
-    )
-    assert path.read_text().startswith("# python run_downstream.py ")
-    for name in names:
-        checked = config.check_config(
-            config.read_config(path), name, shipped_reference(path.parent.name), str(path)
-        )
-        layer = 2 if name == "layer" else None
-        featurizer = build_featurizer(name, 13, 48, checked.featurizer, layer)
-        optimizer = optimizer_class(checked.optimizer)(
-            featurizer.parameters()
-            if list(featurizer.parameters())
-            else [torch.nn.Parameter(torch.zeros(1))],
-            lr=checked.optimizer.lr,
-            **checked.optimizer_extra,
-        )
-        build_scheduler(optimizer, checked.runner.total_steps, checked.raw.get("scheduler"))
-=======
 import torch
 from torch import nn
 
@@ -99,7 +59,6 @@ def test_shipped_configs_name_their_command(path):
         # The command is run in run/.
         named = (config_root().parent / "run" / args.config).resolve()
     assert named.resolve() == path.resolve()
->>>>>>> b1b73d3 (Tests of configs hold the new core: every shipped file with every featurizer, what decides a run's identity)
 
 
 def test_every_task_ships_the_papers_settings_and_superbs():
@@ -242,4 +201,3 @@ def test_optimizer_and_schedule_take_what_torch_and_s3prl_take():
         with pytest.raises(UserError) as error:
             changed(settings)
         assert expected in str(error.value)
-

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_cells import fake_cells, fake_sweep
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.report.cells import find_cells
@@ -19,6 +18,7 @@ from s3prl_varan.sweep.folder import State, held, read_state, write_state
 from s3prl_varan.sweep.plan import write_plan
 from s3prl_varan.sweep.progress import Costs, Progress, readable_time
 from s3prl_varan.sweep.work import Work
+from tests.sweep.fake_cells import fake_cells, fake_sweep
 
 HERE = Path(__file__).resolve().parent
 

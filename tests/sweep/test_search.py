@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cells import fake_cells
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.sweep.folder import State, held, write_state
 from s3prl_varan.sweep.spec import SearchOptions, Spec
+from tests.sweep.fake_cells import fake_cells
 
 optuna = pytest.importorskip("optuna")
 from s3prl_varan.sweep.engine import run_sweep  # noqa: E402

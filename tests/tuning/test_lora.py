@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny_families import FAMILIES, TorchExpert, noise
 from torch import nn
-from training_steps import hidden_states, loss_of, snapshot, steps
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.options import read_options
@@ -26,6 +25,7 @@ from s3prl_varan.tuning.modes import (
     set_train_modes,
 )
 from s3prl_varan.tuning.targets import find_targets, name_patterns, transformer_layers
+from tests.tuning.training_steps import hidden_states, loss_of, snapshot, steps
 
 PER_LAYER = {"ffn": 2, "attention": 4, "all": 6}
 PER_LAYER_OF = {

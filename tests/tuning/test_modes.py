@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny_families import FAMILIES, noise
 from torch import nn
-from training_steps import hidden_states, loss_of, steps
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.tuning.lora import (
@@ -19,6 +18,7 @@ from s3prl_varan.tuning.modes import (
     set_train_modes,
 )
 from s3prl_varan.tuning.targets import transformer_layers
+from tests.tuning.training_steps import hidden_states, loss_of, steps
 
 
 @pytest.mark.parametrize("family", FAMILIES)
