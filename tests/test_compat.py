@@ -1,5 +1,6 @@
 """s3prl's experts on today's torchaudio: reading, the few sox effects, stand-ins for packages."""
 
+import importlib.util
 import io
 import sys
 
@@ -127,6 +128,17 @@ def test_experts_import_without_librosa_and_catalyst(name):
     added = {module.split(".")[0] for module in set(sys.modules) - before}
     for package in ("librosa", "catalyst"):  # absent ones must not look installed afterwards
         assert package not in added or sys.modules[package].__spec__.loader is not None
+
+
+def test_speech_recognition_without_editdistance(monkeypatch):
+    find = importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "editdistance" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    for module in ("editdistance", "s3prl.downstream.asr.expert"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    expert = compat.import_downstream("asr")
+    assert expert.editdistance.eval(["THE", "CAT"], ["THE", "CATS", "SAT"]) == 2
+    assert "editdistance" not in sys.modules
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
