@@ -25,11 +25,13 @@ from s3prl_varan.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-_MARK = "_s3prl_varan"
 _AUDIO_SUFFIXES = {".aac", ".au", ".flac", ".m4a", ".mp3", ".ogg", ".wav"}
 Source = str | Path | IO[bytes]
-PCM = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
-BITS = {**PCM, "FLOAT": 32, "DOUBLE": 64}  # per sample, by libsndfile's name of the encoding
+# Bits of a sample, by libsndfile's name of the encoding.
+BITS = {
+    **{"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32},
+    **{"FLOAT": 32, "DOUBLE": 64},
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def patch_torchaudio() -> None:
     """
     import torchaudio
 
-    if getattr(torchaudio, _MARK, False):
+    if torchaudio.load is load_audio:
         return
     torchaudio.load = load_audio
     torchaudio.info = audio_metadata
@@ -152,7 +154,6 @@ def patch_torchaudio() -> None:
         effects = _module("torchaudio.sox_effects", apply_effects_file, apply_effects_tensor)
         sys.modules["torchaudio.sox_effects"] = effects
         torchaudio.sox_effects = effects
-    setattr(torchaudio, _MARK, True)
 
 
 def _has_sox() -> bool:

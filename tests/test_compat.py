@@ -107,7 +107,7 @@ def test_sox_is_replaced_where_it_cannot_be_used(monkeypatch, usable):
     theirs = compat._module("torchaudio.sox_effects", effect_names)
     monkeypatch.setitem(sys.modules, "torchaudio.sox_effects", theirs)
     monkeypatch.setattr(torchaudio, "sox_effects", theirs)
-    monkeypatch.setattr(torchaudio, compat._MARK, False)
+    monkeypatch.setattr(torchaudio, "load", None)  # as before any patching
     compat.patch_torchaudio()
     for module in (sys.modules["torchaudio.sox_effects"], torchaudio.sox_effects):
         replaced = getattr(module, "apply_effects_file", None) is compat.apply_effects_file

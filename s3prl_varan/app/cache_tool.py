@@ -59,13 +59,14 @@ def info(root: str | Path, verify: bool = False) -> str:
     for folder, about in stores(root).items():
         store, size = ArrayStore(folder), used_bytes(folder)
         total += size
-        clips = f"{len(store)} clips, {readable_bytes(size)}"
         damaged = f", {store.verify()} damaged" if verify else ""
         kept = "means over time" if about["kept"] == "means" else "all frames"
         checkpoint = f" ({about['checkpoint']})" if about.get("checkpoint") else ""
         states = f"{about['num_hidden']} hidden states of {about['dim']}"
-        lines.append(f"{folder.name}: {clips}{damaged}")
-        lines.append(f"    {about['upstream']}{checkpoint}, {states}, {kept}")
+        lines += [
+            f"{folder.name}: {len(store)} clips, {readable_bytes(size)}{damaged}",
+            f"    {about['upstream']}{checkpoint}, {states}, {kept}",
+        ]
     if not lines:
         return f"{root}: no cached features"
     return "\n".join([*lines, f"{readable_bytes(total)} in all"])

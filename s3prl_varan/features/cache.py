@@ -101,7 +101,7 @@ class FeatureCache:
     ):
         self.root, self.upstream = Path(root), upstream
         self.pooled, self.normalize, self.budget = pooled, normalize, budget_gb * GB
-        self.hits = self.misses = 0
+        self.misses = 0  # clips that were computed
         self.most_clips: int | None = None  # more different ones are a sign of random audio
         about = _about(upstream, pooled, normalize)
         try:
@@ -131,7 +131,6 @@ class FeatureCache:
             if key not in found:
                 stored = self.store.get(key)
                 self.misses += stored is None
-                self.hits += stored is not None
                 found[key] = stored or self._compute(key, wav)
         return self._collate([found[key] for key in keys], _as_slice(layers))
 
@@ -268,8 +267,8 @@ def _about(upstream: FrozenUpstream, pooled: bool, normalize: bool) -> dict[str,
 
 def _store_name(about: dict[str, Any]) -> str:
     """Readable, and another one where the features would be others."""
-    where_from = ("upstream", "checkpoint")  # may move; the fingerprint says what they are
-    content = {name: value for name, value in about.items() if name not in where_from}
-    text = json.dumps(content, sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    # Name and checkpoint may move; the fingerprint says what they are.
+    content = {key: about[key] for key in about if key not in ("upstream", "checkpoint")}
+    text = json.dumps(content, sort_keys=True).encode()
+    digest = hashlib.blake2b(text, digest_size=8).hexdigest()
     return f"{file_name(short_name(about['upstream']))[:40]}-{about['kept']}-{digest}"

@@ -27,7 +27,6 @@ PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OUR_WEIGHTS = "adapter.safetensors"
 FORMAT = "s3prl_varan.lora.1"
 PEFT_PREFIX = "base_model.model."
-FORMATS = ("auto", "peft", "safetensors")
 # Variants of LoRA in PEFT's config that mean another function than ours.
 REFUSED = (
     *("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"),
@@ -67,7 +66,6 @@ def write_adapter(
     format can hold them). UserError where peft is asked for and cannot.
     """
     folder = Path(folder)
-    assert fmt in FORMATS, fmt
     reasons = _peft_problems(upstream)
     if fmt == "peft" and reasons:
         raise problems_error(

@@ -81,8 +81,8 @@ def _replaced_weights(expert: nn.Module, base_ckpt: str | None) -> dict[str, Any
         raise UserError(
             f"{base_ckpt} cannot be loaded without running code from it ({type(error).__name__})."
         ) from error
-    sections = base if isinstance(base, dict) else {}
-    key = next((key for key in WEIGHT_KEYS if isinstance(sections.get(key), dict)), None)
+    base = base if isinstance(base, dict) else {}
+    key = next((key for key in WEIGHT_KEYS if isinstance(base.get(key), dict)), None)
     if key is None:
         raise UserError(
             f"{base_ckpt}: expected an s3prl checkpoint with weights under one of "
@@ -96,15 +96,18 @@ def _state_like(base: dict[str, Any], expert: nn.Module, source: str) -> dict[st
     """The merged state of that part of the expert whose names are the base's."""
     whole = merged_state_dict(expert)
     adapted = [name for name in whole if name not in expert.state_dict()]  # moved by LoRA
-    best: dict[str, Tensor] = {}
-    for part, _ in expert.named_modules():
-        if not part or not all(name.startswith(f"{part}.") for name in adapted):
-            continue  # the expert itself, or a part without some of the adapters
-        inside = [name for name in whole if name.startswith(f"{part}.")]
-        state = {name.removeprefix(f"{part}."): whole[name] for name in inside}
-        known, most = (sum(name in base for name in each) for each in (state, best))
-        if not best or (known, -len(state)) > (most, -len(best)):
-            best = state
+    # The parts of the expert that hold all adapters, with their names inside the part.
+    parts = [
+        {
+            name.removeprefix(f"{part}."): value
+            for name, value in whole.items()
+            if name.startswith(f"{part}.")
+        }
+        for part, _ in expert.named_modules()
+        if part and all(name.startswith(f"{part}.") for name in adapted)
+    ]
+    known = lambda state: (sum(name in base for name in state), -len(state))  # noqa: E731
+    best = max(parts, key=known, default={})
     problems = [f"'{name}' is missing" for name in best if name not in base]
     problems += [
         f"'{name}' has another shape"

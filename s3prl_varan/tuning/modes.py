@@ -43,7 +43,7 @@ def set_train_modes(upstream: nn.Module, *, dropout: bool, masking: bool) -> lis
     their running statistics. UserError if masking is asked of an upstream without.
     """
     notes = [] if dropout else _no_dropout(upstream)
-    notes += _masking(upstream) if masking else _no_masking(upstream)
+    notes += _set_masking(upstream, masking)
     for module in upstream.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.register_forward_pre_hook(_stay_in_eval)
@@ -111,27 +111,21 @@ def _no_dropout(upstream: nn.Module) -> list[str]:
     return [f"{changed} dropout probabilities of the upstream set to 0"] if changed else []
 
 
-def _no_masking(upstream: nn.Module) -> list[str]:
-    notes = []
-    for name, module in upstream.named_modules():
-        config = vars(module).get("config")
-        if hasattr(module, "_mask_hidden_states") and getattr(config, "apply_spec_augment", False):
-            config.apply_spec_augment = False
-            notes.append(f"{name}.config.apply_spec_augment True -> False")
-    return notes  # s3prl's own experts never mask
-
-
-def _masking(upstream: nn.Module) -> list[str]:
+def _set_masking(upstream: nn.Module, masking: bool) -> list[str]:
     notes = []
     for name, module in upstream.named_modules():
         if hasattr(module, "_mask_hidden_states"):
             # Hugging Face masks in training if its config says so.
-            module.config.apply_spec_augment = True
-            notes.append(f"{name} masks frames with probability {module.config.mask_time_prob:g}")
-        elif hasattr(module, "apply_mask") and hasattr(module, "extract_features"):
+            config: Any = module.config
+            if masking:
+                notes.append(f"{name} masks frames with probability {config.mask_time_prob:g}")
+            elif config.apply_spec_augment:
+                notes.append(f"{name}.config.apply_spec_augment True -> False")
+            config.apply_spec_augment = masking
+        elif masking and hasattr(module, "apply_mask") and hasattr(module, "extract_features"):
             module.extract_features = MethodType(_masked_extract_features, module)
             notes.append(f"{name} masks frames with probability {module.mask_prob:g}")
-    if not notes:
+    if masking and not notes:
         raise UserError(
             "upstream.masking: this upstream has no masking of its own; set it to false."
         )

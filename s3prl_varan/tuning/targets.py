@@ -78,11 +78,9 @@ def selected_layers(upstream: nn.Module, options: LoraOptions) -> list[str]:
         return layers
     beyond = [index for index in options.layers if index >= len(layers)]
     if beyond:
-        has = f"has transformer layers 0 to {len(layers) - 1}"
-        if not layers:
-            has = "has no transformer layers that are known"
+        has = f"transformer layers 0 to {len(layers) - 1}" if layers else "none that are known"
         verb = "is" if len(beyond) == 1 else "are"
-        raise UserError(f"lora.layers: {beyond} {verb} not there, the upstream {has}.")
+        raise UserError(f"lora.layers: {beyond} {verb} not there, the upstream has {has}.")
     return [layers[index] for index in sorted(set(options.layers))]
 
 
@@ -96,19 +94,18 @@ def find_targets(upstream: nn.Module, options: LoraOptions) -> list[Target]:
         kinds = {
             type(each).__name__ for each in upstream.modules() if isinstance(each, NO_MATRICES)
         }
-        what = f" (it is made of {', '.join(sorted(kinds))})" if kinds else ""
         raise UserError(
-            f"--lora: this upstream has no matrices that LoRA can adapt{what}. Keep it frozen, or "
-            "train all of it with --upstream_trainable."
+            "--lora: this upstream has no matrices that LoRA can adapt (it is made of "
+            f"{', '.join(sorted(kinds)) or 'other modules'}). Keep it frozen, or train all of it "
+            "with --upstream_trainable."
         )
     layers = selected_layers(upstream, options)
     chosen: set[Target] = set()
     problems = []
     for entry in [options.targets] if isinstance(options.targets, str) else options.targets:
         matched = [each for each in candidates if _matches(entry, each.name, every_layer)]
-        inside = matched
-        if options.layers is not None:
-            inside = [each for each in matched if _layer_of(each.name) in layers]
+        anywhere = options.layers is None
+        inside = [each for each in matched if anywhere or _layer_of(each.name) in layers]
         if not inside:
             why = f"nothing in layers {options.layers}" if matched else _why_none(entry, candidates)
             problems.append(f"'{entry}': {why}")

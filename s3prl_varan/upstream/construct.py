@@ -98,7 +98,7 @@ def _checked_arguments(
     ]
     takes_ckpt = factory.origin == "s3prl" and factory.name.endswith(TAKES_CKPT)
     if takes_ckpt and "model_config" not in required:
-        # s3prl's factories are functions of *args and **kwargs, but need a checkpoint all the same.
+        # Some of s3prl's factories take (*args, **kwargs), but need a checkpoint all the same.
         required = ["ckpt", *(key for key in required if key != "ckpt")]
     problems += [
         NEEDED.get(key, f"argument '{key}' is needed and no flag gives it")
@@ -216,7 +216,12 @@ def _explain(
                 f"Upstream '{name}': {source} is not a checkpoint of this family, "
                 f"it has no '{key}'."
             )
-        if _is_offline(cause, said):
+        unreachable = isinstance(cause, OSError) and OFFLINE.search(said)
+        if (
+            unreachable
+            or isinstance(cause, URLError | ConnectionError)
+            or type(cause).__name__ in HUB_ERRORS
+        ):
             return _download_error(name, ckpt or "the internet", cause)
     if factory.origin == "user":
         return None
@@ -233,12 +238,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_offline(cause: BaseException, said: str) -> bool:
-    if isinstance(cause, URLError | ConnectionError) or type(cause).__name__ in HUB_ERRORS:
-        return True
-    return isinstance(cause, OSError) and OFFLINE.search(said) is not None
 
 
 def _download_error(name: str, source: str, error: object) -> UserError:

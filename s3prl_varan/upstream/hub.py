@@ -90,8 +90,8 @@ def find_factory(name: str) -> Factory:
     if name in OUR_EXPERTS:
         return Factory(name, getattr(importlib.import_module(OUR_EXPERTS[name]), name), "own")
     if is_reference(name):
-        expected = "a class or function that makes an expert"
-        return Factory(name, load_reference(name, "-u", expected), "user")
+        call = load_reference(name, "-u", "a class or function that makes an expert")
+        return Factory(name, call, "user")
     module = hub_modules().get(name)
     if module is None:
         is_path = name.endswith(".py") or os.sep in name

@@ -187,9 +187,9 @@ class Upstream(nn.Module):
         self._num_given = len(layers)
         if self.layer is not None:
             if not -len(layers) <= self.layer < len(layers):
-                last = len(layers) - 1
                 raise UserError(
-                    f"-l {self.layer}: upstream '{self.name}' has hidden states 0 to {last}."
+                    f"-l {self.layer}: upstream '{self.name}' has hidden states 0 to "
+                    f"{len(layers) - 1}."
                 )
             layers = [layers[self.layer]]
         return _one_shape(layers, len(wavs), self.name, self.feature_selection)
@@ -239,11 +239,10 @@ def _select(result: object, key: str, name: str) -> list[Tensor]:
     value = result.get(key)
     if value is None:
         # s3prl's experts also give every hidden state by itself, hidden_state_0 and so on.
-        hidden = ("_", "hidden_state_")
         keys = [
             str(each)
             for each, value in result.items()
-            if value is not None and not str(each).startswith(hidden)
+            if value is not None and not str(each).startswith(("_", "hidden_state_"))
         ]
         raise UserError(
             f"-s: upstream '{name}' has no feature '{key}'. It gives: "

@@ -92,7 +92,7 @@ def test_values_beyond_half_precision_are_kept(tmp_path, upstream, monkeypatch):
     assert (
         first.isfinite().all()
         and torch.equal(cache.encode(wavs, [4]).hidden, first)
-        and cache.hits == 2
+        and cache.misses == 2
     )
 
 
