@@ -20,11 +20,11 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if importlib.util.find_spec("s3prl_varan") is None:  # run from a clone that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from synthetic import prepare_synthetic
 
 from s3prl_varan.corpora.iemocap import prepare_iemocap
 from s3prl_varan.corpora.librispeech import prepare_librispeech
@@ -70,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("manifest", parents=[shared], help="text file with lines path TAB text")
     )
     return parser
+
+
+def prepare_synthetic(**options: Any) -> object:
+    """Make the synthetic corpus, then prepare it."""
+    from synthetic import prepare_synthetic as prepare
+
+    return prepare(**options)
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:

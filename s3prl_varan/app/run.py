@@ -36,7 +36,7 @@ from s3prl_varan.training.checkpoint import (
 )  # fmt: skip
 from s3prl_varan.training.data import Loaders
 from s3prl_varan.training.loop import Trainer
-from s3prl_varan.tuning.adapters import holds_adapter, load_adapter
+from s3prl_varan.tuning.adapters import is_adapter, load_adapter
 
 RESULTS = Path("result/downstream")
 Start = tuple[dict[str, Any], Path]  # a checkpoint's content and where it lies
@@ -85,7 +85,7 @@ def carry_out(args: Namespace, settings: RunSettings, folder: Path, start: Start
 
 def start_from(model: SpeechModel, place: str) -> None:
     """-i: the weights of a checkpoint, or of a folder of LoRA adapters, ours or PEFT's."""
-    if holds_adapter(place):
+    if is_adapter(place):
         load_adapter(model.upstream, place)
     else:
         source = find_checkpoint(place, resume=False)

@@ -179,7 +179,7 @@ def _read(
         name: read_options(cls, raw.get(name, {}), name, problems) for name, cls in typed.items()
     }
     specaug = None
-    if raw.get("specaug") is not None:
+    if raw.get("specaug"):
         specaug = read_options(SpecAugOptions, raw["specaug"], "specaug", problems)
     steps = built["runner"].total_steps if built["runner"] is not None else 1
     problems += scheduler_problems(raw.get("scheduler"), steps)

@@ -105,11 +105,6 @@ def read_adapter(folder: str | Path, upstream: nn.Module) -> Adapter:
     return Adapter(options, state, json.loads(header["upstream"]))
 
 
-def holds_adapter(folder: str | Path) -> bool:
-    """Is this a folder with an adapter in one of the two formats?"""
-    return any((Path(folder) / name).is_file() for name in (PEFT_CONFIG, OUR_WEIGHTS))
-
-
 def load_adapter(upstream: nn.Module, folder: str | Path) -> None:
     """Start from an adapter on disk: ours, or PEFT's.
 

@@ -224,7 +224,7 @@ def test_cached_training_gives_the_same_metrics(tmp_path, emotion_args, featuriz
 def test_cache_with_frames_gives_the_same_metrics(tmp_path, emotion_args):
     deep = {
         "config.downstream_expert.modelrc.select": "DeepModel",
-        "config.varan.head_dropout": 0,
+        "config.heads.dropout": 0,
         "config.runner.total_steps": 4,
         "config.runner.eval_step": 2,
         "config.optimizer.lr": 0.001,
@@ -270,6 +270,8 @@ def test_evaluation_uses_the_cache_and_recomputes_what_is_damaged(tmp_path, emot
                 "test",
                 "-e",
                 str(expdir),
+                "-u",
+                TINY,
                 "--device",
                 "cpu",
                 "--cache",
