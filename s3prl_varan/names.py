@@ -40,6 +40,29 @@ def file_name(name: str) -> str:
     return "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
 
 
+def find_class(name: str, flag: str, package: str, known: list[str], base: type) -> Any:
+    """The subclass of `base` that -d or -f names: a room of `package`, or the user's own.
+
+    Raises UserError where there is none of that name, or it is no complete one.
+    """
+    kind = base.__name__
+    if is_reference(name):
+        found = load_reference(name, flag, f"a subclass of s3prl_varan.{kind}")
+    elif name in known:
+        members = vars(importlib.import_module(f"{package}.{name}")).values()
+        found = next(each for each in members if getattr(each, "name", None) == name)
+    else:
+        listed, hint = ", ".join(known), did_you_mean(name, known)
+        raise UserError(f"{flag}: unknown {kind.lower()} '{name}', expected one of {listed}.{hint}")
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{flag} {name}: expected a subclass of s3prl_varan.{kind}.")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing += [each for each in base.NEEDED if not hasattr(found, each)]  # type: ignore[attr-defined]
+    if missing:
+        raise UserError(f"{flag} {name}: the class lacks {', '.join(missing)}.")
+    return found
+
+
 def load_reference(name: str, flag: str, expected: str) -> Any:
     """What `path/to/file.py:NAME` or `package.module:NAME` names.
 

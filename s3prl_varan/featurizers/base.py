@@ -22,6 +22,7 @@ class Featurizer(nn.Module):
     prior: [num_outputs] p(l) over what is handed on; None for one stream.
     """
 
+    NEEDED: ClassVar = ("name",)  # what a class must set
     name: ClassVar[str]  # of -f, and of its section in the config
     learns: ClassVar[bool] = True  # has parameters of its own
     prior: Tensor

@@ -30,12 +30,12 @@ RUN = ["-u", "wavlm", "-d", "emotion", "-f", "varan"]  # a later flag of the sam
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ([*RUN, "-f", "varann"], "Unknown featurizer 'varann': expected one of last_layer, layer"),
+        ([*RUN, "-f", "varann"], "-f: unknown featurizer 'varann', expected one of last_layer, layer"),
         ([*RUN, "-f", "varann"], "Did you mean 'varan'?"),
-        ([*RUN, "-d", "emotoin"], "Unknown downstream 'emotoin'"),
+        ([*RUN, "-d", "emotoin"], "-d: unknown task 'emotoin'"),
         ([*RUN, "-d", "emotoin"], "Did you mean 'emotion'?"),
         # In s3prl, but not among the tasks here.
-        ([*RUN, "-d", "diarization"], "Unknown downstream 'diarization': expected one of asr"),
+        ([*RUN, "-d", "diarization"], "-d: unknown task 'diarization', expected one of asr"),
         (["-f", "varan", "-d", "emotion"], "-u needed"),
         (["-f", "varan"], "-u and -d needed"),
         (["-m", "evaluate"], "-m evaluate needs -e"),

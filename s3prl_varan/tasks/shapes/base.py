@@ -43,6 +43,7 @@ class Task(ABC):
     the heads put out (see `outputs`), where a checkpoint brings it; then no corpus is needed.
     """
 
+    NEEDED: ClassVar = ("name", "metric")  # what a class must set, besides its abstract methods
     name: ClassVar[str]  # of -d
     title: ClassVar[str] = ""  # for people: "emotion recognition (ER)"
     metric: ClassVar[str]  # the figure of `score` that chooses the best checkpoint
