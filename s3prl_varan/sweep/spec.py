@@ -20,7 +20,7 @@ config.SECTION.KEY. A relative `config:` is a file beside the sweep's own.
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,43 +121,29 @@ def _grids(raw: Any, problems: list[str]) -> list[dict[str, list[Any]]]:
 def _space(search: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
     """Key -> Optuna's distribution, of a search as written."""
     try:
-        import optuna  # noqa: F401
+        from optuna import distributions as known
     except ModuleNotFoundError as error:
         raise UserError(
             f"A search needs {error.name}: pip install 's3prl_varan[sweep]'."
         ) from error
-    raw, found = search.get("space"), {}
+    raw = search.get("space")
+    found: dict[str, Any] = {}
     for key, values in raw.items() if isinstance(raw, dict) else ():
         try:
-            found[key] = _distribution(**values)
-        except (TypeError, ValueError) as error:
+            more = dict(values)
+            if "choice" in more:
+                choices = [json.dumps(one) for one in more.pop("choice")]
+                found[key] = known.CategoricalDistribution(choices, **more)
+            else:
+                kind = known.IntDistribution if "int" in more else known.FloatDistribution
+                low, high = more.pop("int" if "int" in more else "float")
+                found[key] = kind(low, high, **more)
+        except (KeyError, TypeError, ValueError) as error:
             problems.append(
                 f"search.space.{key}: expected {{float: [LOW, HIGH]}}, {{int: [LOW, HIGH]}} (with "
                 f"log or step) or {{choice: [...]}}, found {values!r} ({error})"
             )
     return found or raw
-
-
-def _distribution(
-    *,
-    float: Sequence[float] = (),
-    int: Sequence[int] = (),
-    choice: Sequence[Any] = (),
-    **more: Any,
-) -> Any:
-    try:
-        from optuna import distributions
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"A search needs {error.name}: pip install 's3prl_varan[sweep]'."
-        ) from error
-    if choice:
-        return distributions.CategoricalDistribution([json.dumps(one) for one in choice], **more)
-    if int:
-        low, high = int
-        return distributions.IntDistribution(low, high, **more)
-    lowest, highest = float
-    return distributions.FloatDistribution(lowest, highest, **more)
 
 
 def _change(
