@@ -79,11 +79,11 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, spec: Any, cells: list[Any], folder: Path) -> int:
     from s3prl_varan.sweep.engine import run_sweep
-    from s3prl_varan.sweep.folder import held
+    from s3prl_varan.sweep.folder import locked
     from s3prl_varan.sweep.plan import write_plan
     from s3prl_varan.sweep.work import Work
 
-    with held(folder, wait=True):
+    with locked(folder):
         pass  # or there are no locks, which is better said before a cell starts
     if spec.search is None:
         write_plan(cells, folder, spec.name)

@@ -68,12 +68,12 @@ def _end_with_parent() -> None:
 class Worker:
     """Runs cells by `function`, and lets signals interrupt them, nothing else.
 
-    SIGINT and SIGTERM set `stopping`; SIGUSR1 is the worker's own, for a cell to be pruned.
+    SIGINT and SIGTERM set `stopping`; SIGUSR1 is the worker's own and sets `pruned`.
     """
 
     def __init__(self, work: Work, function: Callable[[list[str]], None]) -> None:
         self.work, self.function = work, function
-        self.stopping = self.in_cell = False
+        self.stopping = self.pruned = self.in_cell = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._received)
 
@@ -120,8 +120,8 @@ class Worker:
             if not (folder / RESULT).is_file():
                 raise RuntimeError(f"ended without a {RESULT}")
             return State("done")
-        except KeyboardInterrupt as reason:
-            return State(str(reason) or "waiting", crashes)
+        except KeyboardInterrupt:
+            return State("pruned" if self.pruned and not self.stopping else "waiting", crashes)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return State("failed", crashes, str(error))
@@ -132,18 +132,19 @@ class Worker:
 
     def _interruptibly(self, argv: list[str]) -> None:
         try:
-            self.in_cell = True
+            self.in_cell, self.pruned = True, False
             if self.stopping:
-                raise KeyboardInterrupt("waiting")
+                raise KeyboardInterrupt
             self.function(argv)
         finally:
             self.in_cell = False
 
     def _received(self, number: int, _frame: object) -> None:
+        self.pruned |= number == signal.SIGUSR1
         self.stopping |= number != signal.SIGUSR1
         if self.in_cell:
             self.in_cell = False
-            raise KeyboardInterrupt("waiting" if self.stopping else "pruned")
+            raise KeyboardInterrupt
 
     @contextmanager
     def _pruning(self, poor: Look | None) -> Iterator[None]:

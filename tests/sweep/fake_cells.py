@@ -31,7 +31,7 @@ def fake_cells(seeds: list[int], steps: int = 10, **flags: object) -> list[Cell]
 
 def fake_sweep(folder: Path, cells: list[Cell], workers: int = 1) -> int:
     """Run them as a grid."""
-    return run_sweep(Work(folder, cells), workers=workers, entry="fake_cells:quick")
+    return run_sweep(Work(folder, cells), workers=workers, entry="tests.sweep.fake_cells:quick")
 
 
 def quick(argv: list[str]) -> None:

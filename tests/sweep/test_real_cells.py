@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,26 @@ def test_sweep_of_real_cells_and_its_report(
         and "incomplete" not in table
     )
     assert "tiny_expert.py:tiny / emotion" in table and str(TESTS) not in table
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_is_saved_and_waits(tone_sweep: Path, tmp_path: Path) -> None:
+    out, script = tmp_path / "out", str(TESTS.parent / "run" / "sweep.py")
+    one = ["downstream_variant=fold1", "featurizer=varan", "config.varan.prior=uniform"]
+    command = [sys.executable, script, str(tone_sweep), "--out", str(out)]
+    for change in (*one, "config.runner.total_steps=1000000", "config.runner.early_stop=0"):
+        command += ["--set", change]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while not list(out.glob("*/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    (status,) = (json.loads(path.read_text()) for path in out.glob("*/status.json"))
+    assert status["status"] == "waiting" and status["crashes"] == 0
+    assert len(list(out.glob("*/states-*.ckpt"))) == 1 and not list(out.glob("*/result.json"))
 
 
 def test_corpora_are_checked_before_the_first_cell(

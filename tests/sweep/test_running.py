@@ -1,5 +1,6 @@
 """Running a sweep's cells: neither crashes nor kills nor interrupts lose one or run one twice."""
 
+import errno
 import fcntl
 import json
 import os
@@ -13,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.files import held
 from s3prl_varan.report.cells import find_cells
-from s3prl_varan.sweep.folder import State, held, read_state, write_state
+from s3prl_varan.sweep.folder import State, locked, read_state, write_state
 from s3prl_varan.sweep.plan import write_plan
 from s3prl_varan.sweep.progress import Costs, Progress, readable_time
 from s3prl_varan.sweep.work import Work
 from tests.sweep.fake_cells import fake_cells, fake_sweep
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -119,14 +121,14 @@ def test_crashes_are_tried_twice_then_reported(
 def start(folder: Path, seeds: int, workers: int, seconds: float) -> subprocess.Popen:
     """A sweep in a process of its own."""
     code = (
-        f"import sys; from pathlib import Path; sys.path.insert(0, {str(HERE)!r})\n"
-        "from fake_cells import fake_cells, fake_sweep\n"
+        "import sys; from pathlib import Path\n"
+        "from tests.sweep.fake_cells import fake_cells, fake_sweep\n"
         f"sys.exit(fake_sweep(Path({str(folder)!r}), fake_cells(range({seeds})), {workers}))"
     )
     environment = {**os.environ, "FAKE_SECONDS": str(seconds)}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, env=environment, cwd=HERE.parents[1], text=True, **output)
+    return subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **output)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -175,8 +177,14 @@ def test_interrupt_keeps_what_is_done_and_goes_on(tmp_path: Path, number: int) -
 
 
 def test_a_held_folder_is_left_alone(tmp_path: Path) -> None:
-    with held(tmp_path) as mine, held(tmp_path) as also:
-        assert mine and not also
+    code = (
+        "import sys; from pathlib import Path; from s3prl_varan.files import held\n"
+        "with held(Path(sys.argv[1])) as mine: sys.exit(int(mine))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.call(command, cwd=ROOT) == 1
+    with held(tmp_path) as mine:
+        assert mine and subprocess.call(command, cwd=ROOT) == 0
         loader = os.fork()  # inherits the lock, as processes that load data do
         if not loader:
             signal.pause()
@@ -226,10 +234,10 @@ def test_a_file_system_without_locks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise OSError("no locks available")
+        raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(UserError, match="cannot be locked .*no locks available"), held(tmp_path):
+    with pytest.raises(UserError, match="cannot be locked .*no locks available"), locked(tmp_path):
         pass
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.sweep.folder import State, held, write_state
+from s3prl_varan.files import held
+from s3prl_varan.sweep.folder import State, write_state
 from s3prl_varan.sweep.spec import SearchOptions, Spec
 from tests.sweep.fake_cells import fake_cells
 
@@ -40,7 +41,7 @@ def test_search_prunes_and_counts_its_draws(
 ) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "1.0")
     search = fake_search(tmp_path)
-    assert run_sweep(search, workers=2, entry="fake_cells:quick") == 0
+    assert run_sweep(search, workers=2, entry="tests.sweep.fake_cells:quick") == 0
     tally = search.tally()
     assert tally["done"] + tally["pruned"] == 12 == sum(tally.values()) and tally["pruned"] >= 1
     pruned = [path.parent for path in tmp_path.glob("*/status.json")]
@@ -48,7 +49,7 @@ def test_search_prunes_and_counts_its_draws(
     assert search.study.best_value == 59.0 - search.study.best_params["seed"]
     assert search.best().endswith(f"with seed={search.study.best_params['seed']}")
     runs = {path.parent.name: path.read_text() for path in tmp_path.glob("*/runs.txt")}
-    assert run_sweep(fake_search(tmp_path), entry="fake_cells:quick") == 0
+    assert run_sweep(fake_search(tmp_path), entry="tests.sweep.fake_cells:quick") == 0
     assert {path.parent.name: path.read_text() for path in tmp_path.glob("*/runs.txt")} == runs
 
 
