@@ -215,7 +215,7 @@ def _stand_ins() -> Iterator[None]:
         added += _enter("catalyst", "catalyst.data", "catalyst.data.sampler", _sampler_wrapper())
     if importlib.util.find_spec("editdistance") is None:  # no wheels for Python 3.13
         added += _enter("editdistance", edit_distance)
-        sys.modules["editdistance"].eval = edit_distance
+        sys.modules["editdistance"].eval = edit_distance  # type: ignore[attr-defined]
     try:
         yield
     finally:
