@@ -71,7 +71,8 @@ class OptimizerOptions:
         try:
             cls(toys, lr=self.lr, **self.extra).step()
         except Exception as error:  # noqa: BLE001 (each class has its own)
-            return [f": torch.optim.{cls.__name__} refuses its settings: {error}"]
+            settings = _shown({"lr": self.lr, **self.extra})
+            return [f": torch.optim.{cls.__name__} refuses {settings}: {error}"]
         return []
 
 
@@ -82,7 +83,7 @@ def scheduler_problems(section: Any, total_steps: int) -> list[str]:
     if not isinstance(section, dict) or "name" not in section:
         return [f"scheduler: expected `name:` and its options, or null; found {section!r}"]
     known, name = scheduler_functions(), section["name"]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         return [
             f"scheduler.name: expected one of {', '.join(known)}, found {name!r}."
             f"{did_you_mean(name, known)}"
@@ -92,6 +93,8 @@ def scheduler_problems(section: Any, total_steps: int) -> list[str]:
     unknown = [key for key in section if key not in takes]
     if unknown:
         return [f"scheduler.{key}: unknown to {name}.{did_you_mean(key, takes)}" for key in unknown]
+    if "num_warmup_steps" in takes and not {"num_warmup_steps", "warmup_ratio"} & section.keys():
+        return ["scheduler.warmup_ratio: missing, expected a number from 0 to 1"]
     ratio = section.get("warmup_ratio", 0)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         return [f"scheduler.warmup_ratio: expected a number from 0 to 1, found {ratio!r}"]
@@ -102,8 +105,13 @@ def scheduler_problems(section: Any, total_steps: int) -> list[str]:
             toy.step()
             schedule.step()
     except Exception as error:  # noqa: BLE001 (each schedule has its own)
-        return [f"scheduler: {name} refuses its settings: {error}"]
+        settings = {key: value for key, value in section.items() if key != "name"}
+        return [f"scheduler: {name} refuses {_shown(settings)}: {error}"]
     return []
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value!r}" for key, value in settings.items()) or "its defaults"
 
 
 def build_optimizer(
