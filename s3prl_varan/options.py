@@ -51,12 +51,14 @@ class Range:
     def __str__(self) -> str:
         words = {">=": self.low, "<=": self.high, ">": self.above, "<": self.below}
         return " and ".join(
-            f"{sign} {bound:g}" for sign, bound in words.items() if bound is not None
+            f"{sign} {bound:.10g}" for sign, bound in words.items() if bound is not None
         )
 
 
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
+Width = Annotated[int, Range(low=1, high=16384)]  # of a matrix: more is a slip, not a model
+Seed = Annotated[int, Range(low=0, high=2**32 - 1)]  # numpy's
 Positive = Annotated[float, Range(above=0)]
 NonNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(low=0, below=1)]  # a dropout's probability, say

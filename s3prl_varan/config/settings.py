@@ -13,7 +13,7 @@ from s3prl_varan.errors import problems_error
 from s3prl_varan.features.specaug import SpecAugOptions
 from s3prl_varan.layerwise.heads import HeadOptions
 from s3prl_varan.names import file_name
-from s3prl_varan.options import Natural, plain
+from s3prl_varan.options import Seed, plain
 from s3prl_varan.tasks.shapes.base import Task
 from s3prl_varan.tuning.options import LoraOptions
 
@@ -42,7 +42,7 @@ class Flags:
     downstream: str
     featurizer: str = "varan"
     downstream_variant: str | None = None  # the fold
-    seed: Natural = 1337
+    seed: Seed = 1337
     upstream_ckpt: str | None = None
     upstream_model_config: str | None = None
     upstream_refresh: bool = False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_varan.features.pooling import masked_mean
-from s3prl_varan.options import Count, Share
+from s3prl_varan.options import Share, Width
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HeadOptions:
     # expert: SUPERB's own head of the task, as modelrc describes it; linear: the paper's,
     # Linear(D, dim) and Linear(dim, C) with nothing between but dropout.
     kind: Literal["expert", "linear"] = "expert"
-    dim: Count = 256  # width of a linear head
+    dim: Width = 256  # width of a linear head
     dropout: Share = 0.0  # before a linear head's last matrix
     shared: bool = False  # one head for all layers
 

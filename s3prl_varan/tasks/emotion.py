@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.options import Count, Natural, Range, Share, plain
+from s3prl_varan.options import Count, Natural, Range, Share, Width, plain
 from s3prl_varan.tasks.shapes.base import Item
 from s3prl_varan.tasks.shapes.utterance import UtteranceTask
 
@@ -27,8 +27,8 @@ class DeepModelOptions:
     """s3prl's DeepModel: a convolutional network with attentive pooling."""
 
     model_type: Literal["CNNSelfAttention", "FCN", "DeepNet"] = "CNNSelfAttention"
-    hidden_dim: Count = 80
-    kernel_size: Count = 5
+    hidden_dim: Width = 80
+    kernel_size: Width = 5
     padding: Natural = 2
     pooling: Count = 5
     dropout: Share = 0.4

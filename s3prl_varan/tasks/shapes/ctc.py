@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,14 @@ from s3prl_varan.layerwise.ctc import (
 from s3prl_varan.layerwise.heads import CopiedHeads, HeadOptions, LinearHeads
 from s3prl_varan.layerwise.objective import aggregate_log_probs
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
-from s3prl_varan.options import Count, NonNegative, plain
+from s3prl_varan.options import Count, Range, Share, Width, plain
 from s3prl_varan.tasks.shapes.base import Item, Task
 from s3prl_varan.tasks.shapes.utterance import refuse_dropout
 
 logger = logging.getLogger(__name__)
+
+# Samples of a frame after the head's subsampling; -1: as the upstream has it.
+FrameRate = Literal[-1] | Annotated[int, Range(low=1, high=16000)]
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ class CTCTargets:
 class RNNsOptions:
     """s3prl's RNNs: a list entry for each recurrent layer."""
 
-    total_rate: int = 320  # samples of a frame after subsampling; -1: as the upstream has it
+    total_rate: FrameRate = 320
     module: Literal["LSTM", "GRU", "RNN"] = "LSTM"
     bidirection: bool = True
-    dim: list[Count] = field(default_factory=lambda: [1024, 1024])
-    dropout: list[NonNegative] = field(default_factory=lambda: [0.2, 0.2])
+    dim: list[Width] = field(default_factory=lambda: [1024, 1024])
+    dropout: list[Share] = field(default_factory=lambda: [0.2, 0.2])
     layer_norm: list[bool] = field(default_factory=lambda: [False, False])
     proj: list[bool] = field(default_factory=lambda: [False, False])
     sample_rate: list[Count] = field(default_factory=lambda: [1, 1])
@@ -64,7 +67,7 @@ class RNNsOptions:
 class Wav2LetterOptions:
     """s3prl's Wav2Letter."""
 
-    total_rate: int = 320
+    total_rate: FrameRate = 320
 
 
 class CTCTask(Task):
@@ -86,7 +89,7 @@ class CTCTask(Task):
     class Model:
         """Section `modelrc`, s3prl's keys."""
 
-        project_dim: Count = 1024
+        project_dim: Width = 1024
         select: Literal["RNNs", "Wav2Letter"] = "RNNs"
         RNNs: RNNsOptions = field(default_factory=RNNsOptions)
         Wav2Letter: Wav2LetterOptions = field(default_factory=Wav2LetterOptions)
@@ -127,6 +130,12 @@ class CTCTask(Task):
         select: str = self.model.select
         cls = {"RNNs": RNNs, "Wav2Letter": Wav2Letter}[select]
         settings: Any = getattr(self.model, select)
+        if settings.total_rate != -1 and round(settings.total_rate / downsample_rate) < 1:
+            raise UserError(
+                f"config.downstream_expert.modelrc.{select}.total_rate: found "
+                f"{settings.total_rate}, but the upstream has a frame every {downsample_rate} "
+                "samples: give as many or a multiple of them, or -1 for the upstream's own."
+            )
         return cls(input_dim, units, downsample_rate, **plain(settings))
 
     def layer_loss(self, out: LayerOutputs, targets: CTCTargets) -> Tensor:

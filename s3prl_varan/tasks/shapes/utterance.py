@@ -14,7 +14,7 @@ from s3prl_varan.files import write_atomic
 from s3prl_varan.layerwise.heads import CopiedHeads, HeadOptions, LinearHeads
 from s3prl_varan.layerwise.objective import aggregate_log_probs
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
-from s3prl_varan.options import Count, plain
+from s3prl_varan.options import Width, plain
 from s3prl_varan.tasks.shapes.base import Item, Record, Task
 from s3prl_varan.tasks.shapes.metrics import accuracy, classification
 
@@ -29,7 +29,7 @@ class FrameLevelOptions:
     """s3prl's FrameLevel: linear maps with an activation between."""
 
     select: Literal["FrameLevel"] = "FrameLevel"
-    hiddens: list[Count] | None = None
+    hiddens: list[Width] | None = None
     activation: Activation = "ReLU"
 
 
@@ -63,7 +63,7 @@ class UtteranceTask(Task):
     class Model:
         """Section `modelrc`, s3prl's keys."""
 
-        projector_dim: Count = 256
+        projector_dim: Width = 256
         select: Literal["UtteranceLevel"] = "UtteranceLevel"
         UtteranceLevel: UtteranceLevelOptions = field(default_factory=UtteranceLevelOptions)
 
