@@ -53,7 +53,11 @@ RUN = ["-u", "wavlm", "-d", "emotion", "-f", "varan"]  # a later flag of the sam
         ([*RUN, "-o", "config.varan.kl_betta=1"], "Did you mean 'kl_beta'?"),
         ([*RUN, "-o", "config.runer.total_steps=1"], "Did you mean 'runner'?"),
         ([*RUN, "-o", "args.sede=1"], "Did you mean 'seed'?"),
-        ([*RUN, "-o", "args.seed=-1"], "args.seed: expected int >= 0, found -1"),
+        ([*RUN, "-o", "args.seed=-1"], "args.seed: expected int >= 0 and <= 4294967295, found -1"),
+        (
+            [*RUN, "--seed", str(2**32)],
+            "args.seed: expected int >= 0 and <= 4294967295, found 42949",
+        ),
         ([*RUN, "-o", "total_steps=1"], "expected config.SECTION.KEY=VALUE"),
         (
             [*RUN, "-o", "config.runner.total_steps=many"],
