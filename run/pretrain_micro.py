@@ -26,8 +26,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Train, say where the weights are. Returns the exit status: 2 for a mistake in the input."""
+if __name__ == "__main__":
     args = parse_args()
     try:
         from micro_wavlm.config import load_config
@@ -36,9 +35,4 @@ def main() -> int:
         print(pretrain(load_config(args.config), args.data, args.out, resume=args.resume))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(2)

@@ -63,16 +63,9 @@ def run(args: argparse.Namespace) -> None:
     print(probes.markdown(scores))
 
 
-def main() -> int:
-    """Returns the exit status: 2 for a mistake in the input."""
-    args = parse_args()
+if __name__ == "__main__":
     try:
-        run(args)
+        run(parse_args())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(2)

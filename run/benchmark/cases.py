@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmark.measure import peak_memory
 from benchmark.plain import PlainVaran
 from s3prl_varan.app.build import build_model
 from s3prl_varan.app.cli import parse_args
@@ -109,6 +110,11 @@ def build_step(case: Case, upstream: nn.Module | None = None) -> Step:
     wavs = [0.1 * torch.randn(samples, device=case.device) for _ in range(case.batch)]
     targets = [settings.task.draw(case.seconds) for _ in range(case.batch)]
     return Step(case, model, wavs, settings.task.collate(targets).to(case.device))
+
+
+def memory_of(case: dict[str, Any]) -> dict[str, float]:
+    """Peak memory of a Case's step, for a process of its own."""
+    return peak_memory(build_step(Case(**case)), case["device"])
 
 
 class _Enough(Exception):

@@ -54,11 +54,10 @@ def ratio(times: list[float], reference: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(times, reference, strict=True))
 
 
-def in_process(function: str, argument: Any, threads: int, **environment: str) -> Any:
-    """benchmark.MODULE.NAME(argument) in a new process; argument and result go as JSON."""
-    module, _, name = function.rpartition(".")
-    call = f"print(json.dumps({name}(json.loads(sys.argv[1]))))"
-    code = f"import json, sys; from benchmark.{module} import {name}; {call}"
+def in_process(function: str, argument: Any, threads: int, environment: Mapping[str, str]) -> Any:
+    """cases.NAME(argument) in a new process; argument and result are plain values."""
+    call = f"print(json.dumps({function}(json.loads(sys.argv[1]))))"
+    code = f"import json, sys; from benchmark.cases import {function}; {call}"
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(argument)],
@@ -67,18 +66,16 @@ def in_process(function: str, argument: Any, threads: int, **environment: str) -
         env={**os.environ, **path, **environment},
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{function}({argument}) failed:\n{done.stderr[-2000:]}")
+        said = f"{function}({argument}) ended with status {done.returncode}"
+        raise RuntimeError(f"{said}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_memory(case: Mapping[str, Any]) -> dict[str, float]:
-    """Peak of this process in MB over two training steps of a Case, and what it was before them."""
-    import torch
+def peak_memory(step: Callable[[], Any], device: str) -> dict[str, float]:
+    """Peak of this process in MB over two calls of `step`, and what it was before them."""
+    if device != "cpu":
+        import torch
 
-    from benchmark.cases import Case, build_step
-
-    step = build_step(Case(**case))
-    if case["device"] != "cpu":
         before = torch.cuda.memory_allocated() / 1e6
         torch.cuda.reset_peak_memory_stats()
         step(), step()

@@ -44,7 +44,7 @@ def cases(args: Namespace, featurizer: str) -> Iterator[tuple[Row, Case]]:
 def built(case: Case, featurizers: tuple[str, ...]) -> dict[str, Step]:
     """A step of each featurizer, on one shared upstream."""
     steps: dict[str, Step] = {}
-    upstream = None
+    upstream: Any = None
     for name in featurizers:
         steps[name] = build_step(replace(case, featurizer=name), upstream)
         upstream = steps[name].model.upstream
@@ -72,7 +72,7 @@ def memory(args: Namespace) -> Iterator[Row]:
         peaks = {}
         for name in FEATURIZERS:
             child = asdict(replace(case, featurizer=name))
-            peaks[name] = in_process("measure.peak_memory", child, args.threads, **RETURN_MEMORY)
+            peaks[name] = in_process("memory_of", child, args.threads, RETURN_MEMORY)
         for name, peak in peaks.items():
             against = peak["peak_mb"] / peaks["weighted_sum"]["peak_mb"]
             yield {**shown, "featurizer": name, **peak, "per_weighted_sum": against}
@@ -179,7 +179,7 @@ def startup(args: Namespace) -> Iterator[Row]:
             times = []
             for _ in range(min(3, args.repeats)):
                 started = time.time()
-                times.append(in_process("cases.first_step", argv, args.threads) - started)
+                times.append(in_process("first_step", argv, args.threads, {}) - started)
             what = f"first step, {upstream}, {CLIPS} clips"
             yield {"what": what, "seconds": statistics.median(times)}
 

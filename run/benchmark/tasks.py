@@ -17,6 +17,7 @@ NEVER = 10**6
 CONFIG = {
     "runner": dict.fromkeys(("total_steps", "eval_step", "save_step", "log_step"), NEVER),
     "heads": {"kind": "linear", "dim": 256},
+    "downstream_expert": {"datarc": {"pre_load": True, "num_workers": 0}},
 }
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import yaml
 
 from s3prl_varan.audio import SAMPLE_RATE
@@ -36,7 +35,7 @@ class StageConfig:
     warm_start: Literal["all", "cnn"] | None = None
     # Crops are played faster or slower by up to this share; the units stay those of the original.
     speed: Annotated[float, Range(low=0, below=0.5)] = 0.0
-    # Muon for the matrices of the encoder's layers; everything else stays with AdamW.
+    # Muon (torch 2.9) for the matrices of the encoder's layers; all else stays with AdamW.
     muon: bool = False
     model: dict[str, Any] = field(default_factory=dict)  # what differs from the run's `model`
 
@@ -143,8 +142,3 @@ def _contradictions(config: PretrainConfig) -> Iterator[str]:
             yield f"{where}.layer: expected 0 to {layers}, found {stage.layer}"
         if max(stage.below, default=0) >= layers:
             yield f"{where}.below: expected layers from 1 to {layers - 1}, found {stage.below}"
-        if stage.muon and not hasattr(torch.optim, "Muon"):
-            yield (
-                f"{where}.muon: expected torch 2.9 or newer, which brings Muon, found "
-                f"{torch.__version__}; update torch, or set it to false (other weights come out)"
-            )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,14 @@ class Log:
 
     def draw(self, names: Sequence[str]) -> None:
         """Loss and accuracy over the steps of all stages, training and held-out."""
+        lines = {"": ("-", "training"), "valid_": ("o--", "held out")}
         with picture(self.folder / "curves.png", 2) as axes:
             for axis, key in zip(axes, ("loss", "accuracy"), strict=True):
                 axis.set(xlabel="step of the stage", ylabel=f"{key} on masked frames")
-                for number, name in enumerate(names):
-                    rows = [row for row in self.rows if row["stage"] == number]
-                    self._curve(axis, rows, key, "-", f"{name}, training", f"C{number}")
-                    self._curve(
-                        axis, rows, f"valid_{key}", "o--", f"{name}, held out", f"C{number}"
-                    )
-
-    @staticmethod
-    def _curve(
-        axis: Any, rows: list[dict[str, Any]], key: str, style: str, label: str, color: str
-    ) -> None:
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            axis.plot(*zip(*points, strict=True), style, label=label, markersize=3, color=color)
+                for (number, name), prefix in product(enumerate(names), lines):
+                    stage = [row for row in self.rows if row["stage"] == number]
+                    points = [(r["step"], r[prefix + key]) for r in stage if prefix + key in r]
+                    style, what = lines[prefix]
+                    look = {"label": f"{name}, {what}", "color": f"C{number}"}
+                    if points:
+                        axis.plot(*zip(*points, strict=True), style, markersize=3, **look)

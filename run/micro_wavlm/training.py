@@ -162,6 +162,11 @@ def pretrain(config: PretrainConfig, data: list[str], out: Path, *, resume: bool
     Files in `out`: audio.i16 and audio.json (the cache), STAGE.units.npy, STAGE.ckpt, last.ckpt,
     metrics.jsonl, curves.png.
     """
+    if any(stage.muon for stage in config.stages) and not hasattr(torch.optim, "Muon"):
+        raise UserError(
+            f"stages with `muon: true` need torch 2.9 or newer, found {torch.__version__}. Update "
+            "torch, or set it to false; other weights come out then."
+        )
     last, saved = out / "last.ckpt", None
     if last.is_file():
         if not resume:
