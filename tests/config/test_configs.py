@@ -159,7 +159,7 @@ def test_what_changes_the_outcome_changes_the_identity():
         changed("config.downstream_expert.datarc.train_batch_size=3"),
         changed("config.downstream_expert.datarc.test_fold=fold2"),
         changed("config.downstream_expert.modelrc.select=DeepModel"),
-        changed("config.specaug={}"),
+        changed("config.specaug={num_time_mask: 1}"),
         changed(featurizer="last_layer"),
         changed(flags=("--seed", "3")),
         changed(flags=("--lora",)),
