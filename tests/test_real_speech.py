@@ -25,48 +25,29 @@ def eight_actors(shared_dir, tmp_path_factory):
 def test_emotions_of_real_speakers_are_learned_and_the_cache_serves_both_featurizers(
     eight_actors, whisper_dir, tmp_path, capsys
 ):
-    data = f"config.downstream_expert.datarc.root={eight_actors},,config.downstream_expert.datarc.meta_data={eight_actors}/meta_data"
-    settings = "config.runner.gradient_accumulate_steps=1,,config.downstream_expert.datarc.train_batch_size=32"
-    steps = "config.runner.total_steps=200,,config.runner.eval_step=100,,config.optimizer.lr=1e-3"
+    datarc = "config.downstream_expert.datarc"
+    settings = {
+        f"{datarc}.root": eight_actors,
+        f"{datarc}.meta_data": eight_actors / "meta_data",
+        f"{datarc}.train_batch_size": 32,
+        "config.runner.gradient_accumulate_steps": 1,
+        "config.runner.total_steps": 200,
+        "config.runner.eval_step": 100,
+        "config.optimizer.lr": 1e-3,
+    }
+    override = ",,".join(f"{key}={value}" for key, value in settings.items())
     for featurizer in ("varan", "last_layer"):
         folder = tmp_path / featurizer
-        args = [
-            "-u",
-            "whisper",
-            "-k",
-            str(whisper_dir),
-            "-d",
-            "emotion",
-            "-f",
-            featurizer,
-            "-p",
-            str(folder),
-            "--device",
-            "cpu",
-        ]
-        assert (
-            main(
-                [
-                    *args,
-                    "--cache",
-                    str(tmp_path / "cache"),
-                    "-o",
-                    ",,".join((data, settings, steps)),
-                ]
-            )
-            == 0
-        )
+        args = ["-u", "whisper", "-k", whisper_dir, "-d", "emotion", "-f", featurizer]
+        args += ["-p", folder, "--device", "cpu", "--cache", tmp_path / "cache", "-o", override]
+        assert main(list(map(str, args))) == 0
         result = json.loads((folder / "result.json").read_text())
-        assert (
-            result["test"]["test"]["acc"] > 35
-        )  # speakers never heard; the largest of the seven classes is 20 %
+        # Speakers never heard; the largest of the seven classes is 20 %.
+        assert result["test"]["test"]["acc"] > 35
     capsys.readouterr()
-    clip = eight_actors / "Actor_07" / "03-01-05-02-01-01-07.flac"
-    clip = (
-        clip if clip.exists() else next((eight_actors / "Actor_07").glob("03-01-05-02-01-01-07.*"))
-    )
-    assert (
-        main(["-m", "inference", "-t", str(clip), "-e", str(tmp_path / "varan"), "--device", "cpu"])
-        == 0
-    )
-    assert "probabilities:" in capsys.readouterr().out
+    clip = next((eight_actors / "Actor_07").glob("03-01-05-02-01-01-07.*"))
+    args = ["-m", "inference", "-t", clip, "-e", tmp_path / "varan", "--device", "cpu"]
+    assert main(list(map(str, args))) == 0
+    row = json.loads((tmp_path / "varan" / "inference.jsonl").read_text())
+    assert f"{clip}\t{row['prediction']}" in capsys.readouterr().out
+    assert len(row["probabilities"]) == 7

@@ -1,4 +1,4 @@
-"""Every example of the pages in docs/ is written out and every command there is run, as it stands."""
+"""Every example of the pages in docs/ is written out, every command there is run as it stands."""
 
 import json
 import re
