@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.tasks.shapes.base import Item, Task
 
-POOL_BATCHES = 50  # batches' worth of clips that are sorted by length together
+POOL_BATCHES = 50  # at most so many batches' worth of clips are sorted by length together
 Draw = tuple[int, int]  # index of a clip, seed of what is drawn anew for it
 
 
@@ -104,14 +104,20 @@ class EpochBatches:
         if self.lengths is None:
             batches = cut(order, self.batch_size)
         else:
-            # Sorted within pools of a shuffled epoch, so that batches differ from epoch to epoch.
-            pools = cut(order, POOL_BATCHES * self.batch_size)
+            pools = cut(order, self._pool_batches() * self.batch_size)
             sizes = self.lengths, self.batch_size, self.max_samples
             batches = [batch for pool in pools for batch in cut_by_length(pool, *sizes)]
             shuffled = torch.randperm(len(batches), generator=self._generator(epoch + 1))
             batches = [batches[index] for index in shuffled.tolist()]
         rounds = -(-len(batches) // self.world)
         return [batches[(step * self.world + self.rank) % len(batches)] for step in range(rounds)]
+
+    def _pool_batches(self) -> int:
+        """Batches that are sorted by length together: of a small corpus a part, not all.
+
+        Else they would be the same in every epoch, the shortest clips always alone in the last.
+        """
+        return min(POOL_BATCHES, max(1, round((self.size / self.batch_size) ** 0.5)))
 
     def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -74,6 +74,15 @@ def test_every_epoch_has_every_clip_once_with_little_padding(max_samples):
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # not from long to short
 
 
+def test_batches_of_a_small_corpus_mix_too():
+    """33 clips, 16 a batch: the one that is left over is not always the shortest."""
+    batches = EpochBatches(33, 16, 0, lengths=LENGTHS[:33])
+    epochs = [[frozenset(batch) for batch in batches.epoch(number)] for number in range(20)]
+    assert len({batch for epoch in epochs for batch in epoch}) > 50
+    alone = [min(epoch, key=len) for epoch in epochs]
+    assert all(len(batch) == 1 for batch in alone) and len(set(alone)) > 8
+
+
 def test_without_lengths_an_epoch_is_shuffled_and_cut():
     first, second = batches_of(3).epoch(0), batches_of(3).epoch(1)
     assert first != second and first == batches_of(3).epoch(0) != batches_of(4).epoch(0)
