@@ -86,10 +86,7 @@ class ASR(CTCTask):
             folder = getattr(self.data, key)
             if not Path(folder).is_dir():
                 problems.append(f"config.downstream_expert.datarc.{key}: no folder {folder}")
-        if problems:
-            return problems
-        problems = self.corpus_reader.problems(splits, self.outputs)
-        return problems or super().problems(splits)
+        return problems or self.corpus_reader.problems(splits, self.outputs)
 
     def items(self, split: str) -> list[Item]:
         return [

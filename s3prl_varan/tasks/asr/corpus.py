@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from s3prl_varan.audio import examine_audio_files
 from s3prl_varan.corpora.dictionary import describe_unknown, unknown_symbols
 from s3prl_varan.corpora.librispeech import read_prepared
 from s3prl_varan.corpora.tables import Utterance
@@ -35,17 +36,20 @@ class Corpus:
         return found
 
     def problems(self, splits: Sequence[str], units: Sequence[str]) -> list[str]:
-        """Everything that keeps `splits` from being used, but for the recordings themselves."""
+        """Everything that keeps `splits` from being used, recordings by their headers."""
         problems: list[str] = []
         alphabet = set(units) - set(SPECIAL)
         unknown: dict[str, dict[str, int]] = defaultdict(dict)
+        paths: dict[Path, None] = {}
         for split in dict.fromkeys(splits):
             for utterance in self._read(split, problems):
+                paths[utterance.path] = None
                 for symbol, count in unknown_symbols(utterance.text.upper(), alphabet).items():
                     unknown[symbol][utterance.name] = count
         for line in describe_unknown(unknown, shown=3):
             problems.append(f"outside the dictionary: {line} ({SPELLING})")
-        return problems
+        checked = examine_audio_files(paths, decode=False)
+        return problems + [file.problem for file in checked if file.problem]
 
     def _read(self, split: str, problems: list[str]) -> list[Utterance]:
         found = []
