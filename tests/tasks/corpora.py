@@ -14,6 +14,12 @@ TRAIN_SPEAKERS = ("e7ceb97d", "b325ad1f", "ef30a029")
 SPEAKERS = (*DEV_SPEAKERS, "91f3d6a7", "871a9f12", *TRAIN_SPEAKERS)
 LETTERS = "ABCDEF"
 SIZES = {"train": 33, "dev": 9, "test": 5}  # the last batch of train and of dev has one utterance
+# A bigram model of two words.
+ARPA = (
+    "\\data\\\nngram 1=5\nngram 2=2\n\n"
+    "\\1-grams:\n-1\t<s>\t-0.5\n-1\t</s>\n-2\t<unk>\n-0.5\tAB\t-0.3\n-3\tAC\t-0.3\n\n"
+    "\\2-grams:\n-0.1\t<s> AB\n-0.5\tAB </s>\n\n\\end\\\n"
+)
 
 
 def write_noise(
