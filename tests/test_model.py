@@ -76,7 +76,7 @@ def test_the_loss_is_the_elbo_of_the_layers_losses(build):
     feats = features(4)
     terms, _ = ours(feats, TARGETS)
     logits, _ = ours.heads(feats.hidden, feats.lengths)
-    rows = [F.cross_entropy(logits[:, l], TARGETS, reduction="none") for l in range(4)]
+    rows = [F.cross_entropy(logits[:, layer], TARGETS, reduction="none") for layer in range(4)]
     log_q = feats.posterior_logits.log_softmax(-1)
     nll = (log_q.exp() * torch.stack(rows, dim=1)).sum(-1).mean()
     kl = (log_q.exp() * (log_q - feats.prior.log())).sum(-1).mean()

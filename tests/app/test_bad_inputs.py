@@ -30,7 +30,7 @@ RUN = ["-u", "wavlm", "-d", "emotion", "-f", "varan"]  # a later flag of the sam
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ([*RUN, "-f", "varann"], "-f: unknown featurizer 'varann', expected one of last_layer, layer"),
+        ([*RUN, "-f", "varann"], "-f: unknown featurizer 'varann', expected one of last_layer"),
         ([*RUN, "-f", "varann"], "Did you mean 'varan'?"),
         ([*RUN, "-d", "emotoin"], "-d: unknown task 'emotoin'"),
         ([*RUN, "-d", "emotoin"], "Did you mean 'emotion'?"),
