@@ -45,7 +45,7 @@ class Task(ABC):
 
     NEEDED: ClassVar = ("name", "metric")  # what a class must set, besides its abstract methods
     name: ClassVar[str]  # of -d
-    title: ClassVar[str] = ""  # for people: "emotion recognition (ER)"
+    title: ClassVar[str] = ""  # for people: "spoken words"
     metric: ClassVar[str]  # the figure of `score` that chooses the best checkpoint
     higher_is_better: ClassVar[bool] = True
     default_fold: ClassVar[str | None] = None
