@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ SAMPLE_RATE = 16000
 MIN_SAMPLES = 400
 # What libsndfile reads and s3prl's datasets do.
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
+RATES = range(1000, 400_001)  # Hz
+_known_samples: dict[str, int] = {}  # of each file, at 16 kHz
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,24 @@ def to_16k(wave: "torch.Tensor", rate: int) -> "torch.Tensor":
 
 @contextmanager
 def open_audio(path: str | Path) -> "Iterator[soundfile.SoundFile]":
-    """An open audio file. UserError naming it when it is missing, or cannot be read on the way."""
+    """An open audio file.
+
+    UserError naming it when it is missing, broken off, or cannot be read on the way.
+    """
     import soundfile
 
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     try:
         with soundfile.SoundFile(str(path)) as file:
+            missing = _missing_bytes(path)
+            if missing:
+                raise UserError(f"{path}: broken off, {missing} bytes fewer than its header says")
+            if file.samplerate not in RATES:
+                raise UserError(f"{path}: its header says {file.samplerate} Hz, no rate of speech")
             yield file
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw, without a header
+    # TypeError: .raw, without a header. MemoryError: a damaged one that promises too much.
+    except (soundfile.SoundFileError, TypeError, MemoryError) as error:
         reason = str(error).rsplit(": ", 1)[-1].rstrip(".") or type(error).__name__
         raise UserError(f"{path}: not readable as audio ({reason})") from error
 
@@ -101,13 +111,15 @@ def require_samples(path: str | Path, data) -> None:  # noqa: ANN001 - a numpy a
         raise UserError(f"{path}: holds values that are not finite (NaN or infinity)")
 
 
-@cache
 def header_samples(path: str | Path) -> int:
     """How many samples `read_audio` gives for the whole file, from its header.
 
-    Each file is looked at once in a process: datasets and samplers ask again and again.
+    What was looked at (or examined) in this process is known: datasets and samplers ask often.
     """
-    return audio_info(path).samples_16k
+    key = str(path)
+    if key not in _known_samples:
+        _known_samples[key] = audio_info(path).samples_16k
+    return _known_samples[key]
 
 
 def audio_info(path: str | Path) -> AudioInfo:
@@ -125,11 +137,12 @@ def audio_files(folder: Path, *, below: bool = False) -> list[Path]:
     Hidden ones are passed over: macOS leaves ._NAME.wav beside NAME.wav.
     """
     found = folder.rglob("*") if below else folder.iterdir()
-    return sorted(
-        path
-        for path in found
-        if path.suffix.lower() in AUDIO_SUFFIXES and path.name[0] != "." and path.is_file()
-    )
+    return sorted(path for path in found if is_audio(path) and path.is_file())
+
+
+def is_audio(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in AUDIO_SUFFIXES and path.name[0] != "."
 
 
 def examine_audio_files(
@@ -170,13 +183,9 @@ def _examine(path: Path, min_samples: int, decode: bool) -> CheckedFile:
             info = AudioInfo(len(data), rate, data.shape[1])
     except UserError as error:
         return CheckedFile(path, None, str(error))
+    _known_samples[str(path)] = info.samples_16k
     if info.num_samples == 0:
         return CheckedFile(path, info, f"{path}: empty, no samples")
-    missing = _missing_bytes(path)
-    if missing:
-        return CheckedFile(
-            path, info, f"{path}: broken off, {missing} bytes fewer than its header says"
-        )
     if info.samples_16k < min_samples:
         shortest = 1000 * min_samples / SAMPLE_RATE
         return CheckedFile(
@@ -187,7 +196,7 @@ def _examine(path: Path, min_samples: int, decode: bool) -> CheckedFile:
     return CheckedFile(path, info, None)
 
 
-def _missing_bytes(path: Path) -> int:
+def _missing_bytes(path: str | Path) -> int:
     """How much of a torn .wav is gone: libsndfile reads what is left of one without a word.
 
     (A torn flac fails to decode; a torn ogg passes.)
@@ -197,16 +206,17 @@ def _missing_bytes(path: Path) -> int:
     stated = int.from_bytes(head[4:8], "little")
     if head[:4] != b"RIFF" or stated >= 0x7FFF0000:  # written to a pipe: the length was not known
         return 0
-    return max(0, stated + 8 - path.stat().st_size)
+    return max(0, stated + 8 - os.path.getsize(path))
 
 
 def _decode(path: str | Path, start: float = 0.0, end: float | None = None):  # noqa: ANN202
     """(float32 numpy array [num_samples, channels], rate in Hz) of the stretch, in seconds."""
     with open_audio(path) as file:
-        rate, frames = int(file.samplerate), -1
+        # In GSM and G.72x libsndfile cannot seek, nor read without a number of frames.
+        rate, frames = int(file.samplerate), file.frames
         if start != 0.0 or end is not None:
             first, stop = _stretch(path, start, end, file.frames, rate)
-            file.seek(first)
+            file.seek(first) if file.seekable() else file.read(first)
             frames = stop - first
         data = file.read(frames, dtype="float32", always_2d=True)
     require_samples(path, data)

@@ -8,6 +8,7 @@ from tones import tone
 
 from s3prl_varan import audio
 from s3prl_varan.errors import UserError
+from s3prl_varan.recordings import read_pieces
 
 
 def test_read_audio_mixes_down_and_resamples(tmp_path):
@@ -151,3 +152,58 @@ def test_audio_files_are_found_but_for_hidden_ones(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     assert audio.audio_files(tmp_path) == sorted(paths[:2])
     assert audio.audio_files(tmp_path, below=True) == sorted(paths)
+
+
+@pytest.mark.parametrize("codec", ["GSM610", "G721_32", "NMS_ADPCM_16", "IMA_ADPCM"])
+def test_telephone_codecs_are_read_where_libsndfile_cannot_seek(tmp_path, codec):
+    wave, path = tone(tmp_path / "plain.wav", 1.0), tmp_path / "a.wav"
+    soundfile.write(path, audio.read_audio(wave).numpy(), 16000, subtype=codec)
+    whole = audio.read_audio(path)
+    assert len(whole) == audio.header_samples(path) >= 16000
+    assert (whole[:16000] - audio.read_audio(wave)).abs().mean() < 0.1
+    part = audio.read_audio(path, start=0.25, end=0.5)
+    assert part.shape == (4000,) and (part - whole[4000:8000]).abs().max() < 0.2
+    assert audio.examine_audio_files([path])[0].problem is None
+
+
+def test_a_codec_that_cannot_be_decoded_blocks_one_file_by_name(tmp_path):
+    good, path = tone(tmp_path / "good.wav"), tmp_path / "a.wav"
+    content = bytearray(good.read_bytes())
+    content[20:22] = (0x0055).to_bytes(2, "little")  # says that it holds MP3
+    path.write_bytes(content)
+    soundfile.write(tmp_path / "b.aiff", numpy.zeros(800), 16000, subtype="DWVW_16")
+    found = audio.examine_audio_files([good, path, tmp_path / "b.aiff"])
+    assert [bool(file.problem) for file in found] == [False, True, True]
+    for file in found[1:]:
+        assert file.problem.startswith(f"{file.path}: ")
+
+
+def test_a_header_that_promises_too_much_blocks_one_file_by_name(tmp_path):
+    path = tone(tmp_path / "a.flac")
+    content = bytearray(path.read_bytes())
+    content[22:26] = b"\xff" * 4  # 2**32 - 1 samples
+    path.write_bytes(content)
+    slow = tone(tmp_path / "slow.wav", rate=16000)
+    slow.write_bytes(slow.read_bytes().replace((16000).to_bytes(4, "little"), b"\x01\0\0\0", 1))
+    found = audio.examine_audio_files([path, slow])
+    assert all(file.problem.startswith(f"{file.path}: ") for file in found)
+    assert "says 1 Hz" in found[1].problem
+
+
+def test_a_broken_off_wav_is_the_same_everywhere(tmp_path):
+    path = tone(tmp_path / "a.wav", 1.0)
+    path.write_bytes(path.read_bytes()[:16000])
+    (whole,) = audio.examine_audio_files([path])
+    (header,) = audio.examine_audio_files([path], decode=False)
+    said = {whole.problem, header.problem}
+    for read in (
+        lambda: audio.read_audio(path),
+        lambda: audio.read_audio(path, start=0.1, end=0.2),
+        lambda: audio.header_samples(path),
+        lambda: audio.convert_to_16k_mono(path, tmp_path / "b.wav"),
+        lambda: next(read_pieces(path, 0.5)),
+    ):
+        with pytest.raises(UserError) as raised:
+            read()
+        said.add(str(raised.value))
+    assert said == {f"{path}: broken off, 16044 bytes fewer than its header says"}
