@@ -64,6 +64,7 @@ def prepare_librispeech(
         headline = f"{len(problems)} problems in the corpus; nothing was written:"
         raise problems_error(headline, problems, remedy)
     summary = SpeechSummary(base, folder, skipped=problems)
+    summary.note_others(u.path for rows in utterances.values() for u in rows)
     texts = build_tables(summary, utterances)
     if build_dict:
         summary.dictionary = folder / "char.dict"

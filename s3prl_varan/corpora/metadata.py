@@ -85,6 +85,7 @@ def prepare_clips(
     good, skipped = check_clips(clips, problems, skip_bad=skip_bad)
     build_folds(good)  # too few speakers: say so before anything is converted
     summary = CorpusSummary(root, folder, name=name, clips=len(good), skipped=skipped)
+    summary.note_others(clip.path for clip in clips)
     good, summary.converted = convert_clips(good, root, folder)
     write_folds(summary, labels, build_folds(good))
     return summary

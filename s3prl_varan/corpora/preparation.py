@@ -1,12 +1,15 @@
 """What every preparation of a corpus shares: its folders, and the summary that it prints."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from s3prl_varan.audio import is_audio
 from s3prl_varan.errors import UserError
+
+MAX_NAMED = 5  # files in one note
 
 
 @dataclass
@@ -19,6 +22,20 @@ class Summary:
     converted: int = 0  # recordings rewritten as 16 kHz mono
     skipped: list[str] = field(default_factory=list)  # left out by --skip_bad, with the reason
     notes: list[str] = field(default_factory=list)  # worth knowing, not wrong enough to stop
+
+    def note_others(self, recordings: Iterable[Path]) -> None:
+        """Count the files beside the recordings that are none, or hidden: nothing reads them."""
+        folders = sorted({path.parent for path in recordings})
+        beside = [path for folder in folders for path in sorted(folder.iterdir())]
+        others = [
+            path.name
+            for path in beside
+            if path.is_file() and not (is_audio(path) or path.name.endswith(".trans.txt"))
+        ]
+        if others:
+            more = " ..." if len(others) > MAX_NAMED else ""
+            named = ", ".join(others[:MAX_NAMED]) + more
+            self.notes.append(f"{len(others)} files that are hidden or no audio, unused: {named}")
 
     def remarks(self) -> list[str]:
         """Lines on what was converted, left out and odd."""
