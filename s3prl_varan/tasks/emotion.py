@@ -120,15 +120,23 @@ class Emotion(UtteranceTask):
     def _items(self, split: str) -> list[Item]:
         content = self._read(split)
         ids = content["labels"]
+        if sorted(ids, key=ids.__getitem__) != self.outputs:
+            raise UserError(
+                f"{self._list(split)}: class ids {ids} differ from those of training, which are "
+                f"{', '.join(self.outputs)} in this order. Prepare all splits together."
+            )
         root = Path(self.data.root)
         return [
             Item(Path(row["path"]).stem, root / row["path"], ids[row["label"]], row.get("speaker"))
             for row in content["meta_data"]
         ]
 
+    def _list(self, split: str) -> Path:
+        return self.folder / f"{split}_meta_data.json"
+
     def _read(self, split: str) -> dict[str, Any]:
         """A list's content, checked. UserError that names the file and what is wrong in it."""
-        path = self.folder / f"{split}_meta_data.json"
+        path = self._list(split)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             labels = dict(content["labels"])

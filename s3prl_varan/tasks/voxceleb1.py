@@ -29,6 +29,7 @@ class VoxCeleb1(UtteranceTask):
     name = "voxceleb1"
     title = "speaker identification (SID)"
     draws_anew = True
+    knows_speakers = True
     submission_folder = "sid_public"
     remedy = (
         "Unpack VoxCeleb1 so that FILE_PATH/dev/wav and FILE_PATH/test/wav hold the speakers' "

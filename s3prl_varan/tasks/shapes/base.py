@@ -20,6 +20,7 @@ from s3prl_varan.layerwise.heads import HeadOptions
 from s3prl_varan.layerwise.objective import NllReduction
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.options import Count, Natural
+from s3prl_varan.tasks.shapes.splits import overlaps, small_dev
 
 Record = dict[str, Any]  # of one clip: name, truth, predict and whatever the task scores
 
@@ -53,6 +54,7 @@ class Task(ABC):
     released_nll: ClassVar[NllReduction] = "batch_mean"  # how the authors' code averages this loss
     draws_anew: ClassVar[bool] = False  # `load` gives another crop or the like each time
     scores_training: ClassVar[bool] = True  # predictions of training batches are cheap to score
+    knows_speakers: ClassVar[bool] = False  # those of training are meant to be in the other splits
     longest_piece: ClassVar[float | None] = None  # seconds; -m inference cuts longer recordings
     remedy: ClassVar[str] = "Set the paths in config.downstream_expert.datarc, with -o or -c."
     head_keys: ClassVar[tuple[str, ...]] = ()  # keys of modelrc that describe the task's own head
@@ -126,6 +128,10 @@ class Task(ABC):
                 found |= dict.fromkeys(str(error).splitlines())
         checked = examine_audio_files(paths, decode=False)
         return [*found, *(file.problem for file in checked if file.problem)]
+
+    def warnings(self, clips: Mapping[str, Sequence[Item]]) -> list[str]:
+        """What is odd about the splits read, a line each, but keeps no one from using them."""
+        return [*overlaps(clips, speakers=not self.knows_speakers), *small_dev(clips)]
 
     def load(self, item: Item, rng: random.Random, training: bool) -> Tensor:
         """The waveform [num_samples] of a clip, 16 kHz, float32 in [-1, 1].

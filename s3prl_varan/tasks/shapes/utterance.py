@@ -1,6 +1,6 @@
 """Tasks that give a clip one label: mean pooling, two linear maps, cross entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.options import Width, plain
 from s3prl_varan.tasks.shapes.base import Item, Record, Task
 from s3prl_varan.tasks.shapes.metrics import accuracy, classification
+from s3prl_varan.tasks.shapes.splits import unlearned
 
 # Names that s3prl's model classes look up in their own code: only these reach them.
 Activation = Literal["ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "ELU", "LeakyReLU"]
@@ -69,6 +70,10 @@ class UtteranceTask(Task):
 
     def splits(self) -> list[str]:
         return ["train", "dev", "test"]
+
+    def warnings(self, clips: Mapping[str, Sequence[Item]]) -> list[str]:
+        classes = self.outputs if isinstance(self.outputs, Sequence) else []  # IC has slots
+        return [*super().warnings(clips), *unlearned(clips, classes)]
 
     def collate(self, targets: Sequence[int]) -> Tensor:
         """Class ids -> [B] int64."""
