@@ -11,9 +11,16 @@ from typing import Any
 
 import torch
 
+from s3prl_varan.audio import SAMPLE_RATE, header_samples
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.recordings import Piece, find_audio, read_all
 from s3prl_varan.tasks.shapes.base import Task
+from s3prl_varan.training.guards import (
+    check_longest,
+    naming_clips,
+    require_finite,
+    require_finite_weights,
+)  # fmt: skip
 
 OUTPUT = "inference.jsonl"
 
@@ -22,12 +29,16 @@ def infer(asked: str, task: Task, model: SpeechModel, device: torch.device, fold
     """Predict the files and folders `asked` (joined by commas).
 
     Prints `path TAB answer` and appends a JSON line each to FOLDER/inference.jsonl. UserError, with
-    everything that cannot be read, before anything is predicted.
+    everything that cannot be read or is too long, before anything is predicted.
     """
     # A file's name may have commas in it.
     names = [asked] if Path(asked).exists() else asked.split(",")
     paths = find_audio(names)
     model.to(device).eval()
+    require_finite_weights(model)
+    longest = round(SAMPLE_RATE * task.longest_piece) if task.longest_piece else None
+    sizes = [(str(path), min(filter(None, (header_samples(path), longest)))) for path in paths]
+    check_longest(model.upstream, sizes, device)
     done: list[dict[str, Any]] = []
     with open(folder / OUTPUT, "a", encoding="utf-8") as log:
         for batch in _batches(read_all(paths, task.longest_piece), task.batch_size(False)):
@@ -45,7 +56,10 @@ def predict(
     task: Task, model: SpeechModel, pieces: list[Piece], device: torch.device
 ) -> list[dict[str, Any]]:
     """The task's answer for each piece, with its stretch and its layer weights."""
-    prediction, feats = model.predict([piece.wave.to(device) for piece in pieces])
+    wavs, names = [piece.wave.to(device) for piece in pieces], [str(each.path) for each in pieces]
+    with naming_clips(names, wavs):
+        prediction, feats = model.predict(wavs)
+    require_finite(model, prediction, names)
     layers = list(map(str, model.featurizer.layers))
     weights = feats.layer_weights.float().cpu().tolist()
     return [

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from s3prl_varan.audio import SAMPLE_RATE
+from s3prl_varan.errors import UserError
 from s3prl_varan.tasks.shapes.base import Item, Task
 
 POOL_BATCHES = 50  # at most so many batches' worth of clips are sorted by length together
@@ -25,6 +26,11 @@ class Batch:
     targets: Any  # as the task collates them
     items: list[Item]
     indices: list[int]  # in the split's order
+
+    @property
+    def names(self) -> list[str]:
+        """Of the clips, for messages."""
+        return [item.name for item in self.items]
 
 
 class Clips(Dataset):
@@ -60,6 +66,16 @@ class Clips(Dataset):
         items = [self.items[index] for index in indices]
         targets = self.task.collate([item.target for item in items])
         return Batch([wav for _, wav in clips], targets, items, indices)
+
+
+class ClipLoader(DataLoader):
+    """Says what is wrong with a clip the same way from worker processes as from this one."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:  # a worker's has its traceback before it
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 class EpochBatches:
@@ -210,7 +226,7 @@ class Loaders:
         return self._loader(clips, own)
 
     def _loader(self, clips: Clips, batches: Any) -> DataLoader:
-        return DataLoader(
+        return ClipLoader(
             clips,
             batch_sampler=batches,
             collate_fn=clips.collate,

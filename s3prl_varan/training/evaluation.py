@@ -1,5 +1,6 @@
 """Evaluate a whole split: records of every clip and figures, gathered over all processes."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from s3prl_varan.errors import UserError
 from s3prl_varan.layerwise.objective import Elbo
 from s3prl_varan.model import SpeechModel, Step
 from s3prl_varan.tasks.shapes.base import Record, Task
 from s3prl_varan.training.data import Batch
+from s3prl_varan.training.guards import naming_clips, require_finite
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,18 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, split: str, loader: Iterable[Batch]) -> Evaluation:
-        """Figures and records of `split`, whose clips `loader` brings, this process's share."""
+        """Figures and records of `split`, whose clips `loader` brings, this process's share.
+
+        UserError where an output or the figure that chooses is not finite.
+        """
         self.model.eval()
         rows: list[tuple[int, Record]] = []
         sums: dict[str, float] = defaultdict(float)
         quiet = not self.accelerator.is_main_process
         for batch in tqdm(loader, desc=split, leave=False, disable=quiet, dynamic_ncols=True):
             step = self.run(batch)
+            assert step.prediction is not None
+            require_finite(self.model, step.prediction, batch.names, step.terms.loss)
             for name, term in terms_of(step).items():
                 sums[name] += float(term) * len(batch.wavs)
             rows += zip(batch.indices, batch_records(self.task, step, batch), strict=True)
@@ -62,11 +70,15 @@ class Evaluator:
         records = [record for _, record in sorted(rows, key=lambda row: row[0])]
         figures = self.task.score(records)
         figures |= {name: total / len(records) for name, total in sums.items()}
+        if not math.isfinite(figures[self.task.metric]):
+            raise UserError(
+                f"{split}: {self.task.metric} is {figures[self.task.metric]}, no figure."
+            )
         return Evaluation(split, figures, records)
 
     def run(self, batch: Batch) -> Step:
         """The model on a batch, as in training but for gradients."""
-        with self.accelerator.autocast():
+        with naming_clips(batch.names, batch.wavs), self.accelerator.autocast():
             return self.model(*to_device(self.model, batch, self.accelerator.device))
 
     def _gather(self, rows: list, sums: dict[str, float]) -> tuple[list, dict[str, float]]:

@@ -33,6 +33,7 @@ from s3prl_varan.training.checkpoint import (
 )  # fmt: skip
 from s3prl_varan.training.data import Batch, Loaders
 from s3prl_varan.training.evaluation import Evaluation, Evaluator, terms_of, to_device
+from s3prl_varan.training.guards import listed, naming_clips
 from s3prl_varan.training.stopping import Stopped, StopRequests
 from s3prl_varan.tuning.lora import check_lora_gradients
 
@@ -171,13 +172,16 @@ class Trainer:
         """One optimizer step, over gradient_accumulate_steps batches: mean terms, on the device."""
         count = self.options.gradient_accumulate_steps
         sums: dict[str, Tensor] = {}
+        clips: list[list[str]] = []  # names, of each batch
         for _ in range(count):
             batch = next(self.batches)
-            with self.accelerator.accumulate(self.wrapped):
+            clips.append(batch.names)
+            guard = naming_clips(batch.names, batch.wavs)
+            with guard, self.accelerator.accumulate(self.wrapped):
                 step = self.wrapped(*to_device(self.model, batch, self.accelerator.device))
                 terms = terms_of(step)
                 self.accelerator.backward(terms["loss"])
-                self._after_backward(terms)
+                self._after_backward(terms, clips)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, term in terms.items():
@@ -188,26 +192,31 @@ class Trainer:
             self.scheduler.step()
         return sums
 
-    def _after_backward(self, terms: dict[str, Tensor]) -> None:
+    def _after_backward(self, terms: dict[str, Tensor], clips: list[list[str]]) -> None:
         """Gradients that are not there or not finite stop the run; large ones are clipped."""
         if not self.lora_checked:
             check_lora_gradients(self.model.upstream)
             self.lora_checked = True
+        norm = None
         if self.accelerator.sync_gradients:
             clip = self.options.gradient_clipping or math.inf
             norm = self.accelerator.clip_grad_norm_(self.trained, clip)
-            self._check_finite(terms, norm)
+        self._check_finite(terms, norm, clips)
 
-    def _check_finite(self, terms: dict[str, Tensor], norm: Tensor | None) -> None:
+    def _check_finite(
+        self, terms: dict[str, Tensor], norm: Tensor | None, clips: list[list[str]]
+    ) -> None:
         # fp16's loss scaling overflows in passing: then only the norm is not finite.
         scaled = self.accelerator.scaler is not None
         bad_norm = not scaled and norm is not None and not math.isfinite(float(norm))
-        if bad_norm or not bool(torch.isfinite(terms["loss"])):
+        bad_loss = not bool(torch.isfinite(terms["loss"]))
+        if bad_norm or bad_loss:
+            names = listed(sum(clips[-1:] if bad_loss else clips, []))
             shown = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
             raise UserError(
                 f"Training diverged at step {self.step + 1}: {shown}, gradient norm "
-                f"{float(norm or 0):.4g}. Lower optimizer.lr, lengthen the warm-up, or set "
-                "runner.precision: fp32. The checkpoints written so far are kept."
+                f"{float(norm or 0):.4g}, on the clips {names}. Lower optimizer.lr, lengthen the "
+                "warm-up, or set runner.precision: fp32. The checkpoints written so far are kept."
             )
 
     def _log(self, losses: list[dict[str, Tensor]], records: list[Record], bar: tqdm) -> None:

@@ -74,7 +74,7 @@ class Upstream(nn.Module):
         self._frame_rule: Callable[[list[int]], list[int]] | None = None
         self._fingerprint: str | None = None
         self.eval()
-        with torch.no_grad(), _rng_untouched():
+        with torch.no_grad(), rng_untouched():
             self._probe()
 
     def forward(self, wavs: Sequence[Tensor]) -> HiddenStates:
@@ -297,7 +297,7 @@ def _by_layer(values: list[int]) -> str:
 
 
 @contextmanager
-def _rng_untouched() -> Iterator[None]:
+def rng_untouched() -> Iterator[None]:
     """Leave the global generators as they were; s3prl's WavLM draws from numpy's even in eval."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
