@@ -181,7 +181,8 @@ def test_a_codec_that_cannot_be_decoded_blocks_one_file_by_name(tmp_path):
 def test_a_header_that_promises_too_much_blocks_one_file_by_name(tmp_path):
     path = tone(tmp_path / "a.flac")
     content = bytearray(path.read_bytes())
-    content[22:26] = b"\xff" * 4  # 2**32 - 1 samples
+    content[21] |= 0x0F
+    content[22:26] = b"\xff" * 4  # 2**36 - 1 samples
     path.write_bytes(content)
     slow = tone(tmp_path / "slow.wav", rate=16000)
     slow.write_bytes(slow.read_bytes().replace((16000).to_bytes(4, "little"), b"\x01\0\0\0", 1))
