@@ -33,9 +33,8 @@ class Summary:
             if path.is_file() and not (is_audio(path) or path.name.endswith(".trans.txt"))
         ]
         if others:
-            more = " ..." if len(others) > MAX_NAMED else ""
-            named = ", ".join(others[:MAX_NAMED]) + more
-            self.notes.append(f"{len(others)} files that are hidden or no audio, unused: {named}")
+            named = ", ".join(others[:MAX_NAMED]) + (", ..." if len(others) > MAX_NAMED else "")
+            self.notes.append(f"hidden files and others that are not read: {len(others)} ({named})")
 
     def remarks(self) -> list[str]:
         """Lines on what was converted, left out and odd."""

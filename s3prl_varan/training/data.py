@@ -60,6 +60,10 @@ class Clips(Dataset):
         """Length of every clip, from file headers."""
         return [self.task.num_samples(item, self.training) for item in self.items]
 
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Name and length of every clip."""
+        return zip((item.name for item in self.items), self.num_samples(), strict=True)
+
     def collate(self, clips: Sequence[tuple[int, Tensor]]) -> Batch:
         """Clips -> Batch."""
         indices = [index for index, _ in clips]

@@ -21,10 +21,10 @@ def overlaps(clips: Splits, *, speakers: bool) -> Iterator[str]:
     for one, other in combinations(clips, 2):
         shared = {path.name for path, _, _ in stretches[one] & stretches[other]}
         if shared:
-            yield f"{len(shared)} recordings are in {one} and in {other}: {_some(shared)}"
+            yield f"recordings in {one} and in {other}: {_some(shared)}"
         both = {str(each) for each in talkers[one] & talkers[other]}
         if speakers and both and any(each.startswith("train") for each in (one, other)):
-            yield f"{len(both)} speakers are in {one} and in {other}: {_some(both)}"
+            yield f"speakers in {one} and in {other}: {_some(both)}"
 
 
 def small_dev(clips: Splits) -> Iterator[str]:
@@ -44,14 +44,14 @@ def unlearned(clips: Splits, names: Sequence[str]) -> Iterator[str]:
     trained = [split for split in counts if split.startswith("train")]
     missing = set(range(len(names))).difference(*(counts[split] for split in trained))
     if trained and missing:
-        yield f"no training clip of {_some(names[index] for index in missing)}"
+        yield f"classes without a training clip: {_some(names[index] for index in missing)}"
         for split, count in counts.items():
             asked = sum(count[index] for index in missing)
             if asked:
-                yield f"{split} has {asked} clips of classes without a training clip"
+                yield f"clips of these classes in {split}: {asked}"
 
 
 def _some(names: Iterable[str]) -> str:
+    """How many, and the first few."""
     names = sorted(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
