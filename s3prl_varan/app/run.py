@@ -11,6 +11,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ from s3prl_varan.training.checkpoint import (
     stored_settings,
 )  # fmt: skip
 from s3prl_varan.training.data import Loaders
+from s3prl_varan.training.guards import check_longest
 from s3prl_varan.training.loop import Trainer
 from s3prl_varan.tuning.adapters import is_adapter, load_adapter
 
+logger = logging.getLogger(__name__)
 RESULTS = Path("result/downstream")
 Start = tuple[dict[str, Any], Path]  # a checkpoint's content and where it lies
 
@@ -211,6 +214,13 @@ def build_trainer(
         world=accelerator.num_processes,
     )
     is_main = accelerator.is_main_process
+    trained = options.train_dataloader if args.mode == "train" else None
+    clips = {split: loaders.clips(split, split == trained) for split in settings.splits_read}
+    sizes = chain.from_iterable(each.sizes() for each in clips.values())
+    check_longest(model.upstream, sizes, accelerator.device)
+    odd = settings.task.warnings({split: each.items for split, each in clips.items()})
+    if odd and trained and is_main:
+        logger.warning("\n  - ".join(["the corpus can be used, but:", *odd]))
     notes = []
     if args.cache:
         root = folder / "cache" if args.cache == "auto" else Path(args.cache)

@@ -244,3 +244,29 @@ def test_a_bad_clip_is_said_the_same_way_from_a_worker_process(
     err = refused(emotion_args("varan", "-p", tmp_path / "exp", **settings), capsys)
     last = err.strip().splitlines()[-1]
     assert last == f"error: {clip}: holds values that are not finite (NaN or infinity)"
+
+
+def test_a_run_warns_of_its_corpus_and_refuses_what_can_never_fit(
+    emotion_args, tone_corpus, tmp_path, capsys, caplog, monkeypatch
+):
+    root = tmp_path / "corpus"
+    shutil.copytree(tone_corpus, root)
+    path = root / "meta_data" / "Session1" / "test_meta_data.json"
+    content = json.loads(path.read_text())
+    train = json.loads((path.parent / "train_meta_data.json").read_text())["meta_data"]
+    content["meta_data"] += train[:3]
+    path.write_text(json.dumps(content))
+    data = {"root": root, "meta_data": root / "meta_data"}
+    settings = {f"config.downstream_expert.datarc.{key}": data[key] for key in data}
+    settings["config.runner.total_steps"] = 2
+    args = emotion_args("varan", "-p", tmp_path / "exp", **settings)
+    assert main([str(arg) for arg in args]) == 0
+    capsys.readouterr()
+    (block,) = [text for text in caplog.messages if text.startswith("the corpus can be used, but:")]
+    assert "\n  - recordings in train and in test: 3 (" in block
+    assert "\n  - dev has 32 clips, few to choose" in block
+    long = root / content["meta_data"][0]["path"]
+    soundfile.write(long, np.zeros(61 * 16000, dtype="int16"), 16000)
+    monkeypatch.setattr(guards, "total_memory", lambda device: 1000)
+    err = refused([*args, "--overwrite"], capsys)
+    assert f"{long.stem}: 61 s, at least" in err
