@@ -61,8 +61,6 @@ def run(args: Namespace) -> None:
     settings, folder, start = prepare(args)
     settings.check_corpus()
     with only_one(folder) if args.mode == "train" else nullcontext():
-        if args.mode == "train" and start is None:
-            claim(folder, overwrite=args.overwrite)
         carry_out(args, settings, folder, start)
 
 
@@ -79,7 +77,7 @@ def carry_out(args: Namespace, settings: RunSettings, folder: Path, start: Start
 
         infer(args.evaluate_split, settings.task, model, device_of(args), folder)
         return
-    trainer = build_trainer(args, settings, model, folder)
+    trainer = build_trainer(args, settings, model, folder, fresh=start is None)
     if args.mode == "train":
         trainer.run(start and start[0], settings.tested)
     else:
@@ -177,8 +175,6 @@ def refuse_used(folder: Path, *, overwrite: bool) -> None:
 
 def claim(folder: Path, *, overwrite: bool) -> None:
     """Clear a folder for a new run, of one without a checkpoint too."""
-    if is_helper():
-        return
     refuse_used(folder, overwrite=overwrite)
     used = states_of(folder)
     for pattern in (RESULT, BEST, METRICS, "events.out.*"):
@@ -193,9 +189,12 @@ def device_of(args: Namespace) -> torch.device:
 
 
 def build_trainer(
-    args: Namespace, settings: RunSettings, model: SpeechModel, folder: Path
+    args: Namespace, settings: RunSettings, model: SpeechModel, folder: Path, *, fresh: bool
 ) -> Trainer:
-    """The model on its device, with its batches, its cache and the files it writes."""
+    """The model on its device, with its batches, its cache and the files it writes.
+
+    fresh: a new run; what another left in the folder goes now, when nothing is left to refuse.
+    """
     options = settings.config.runner
     AcceleratorState._reset_state()  # several experiments may run in one process
     GradientState._reset_state()
@@ -236,5 +235,7 @@ def build_trainer(
         print(model)
     artifacts = None
     if is_main:
+        if fresh and args.mode == "train":
+            claim(folder, overwrite=args.overwrite)
         artifacts = Artifacts(folder, settings, model, board=args.mode == "train")
     return Trainer(model, settings.task, settings.config, loaders, accelerator, folder, artifacts)
