@@ -60,6 +60,7 @@ class LayerwiseDownstream(nn.Module):
             objective.beta,
             nll=objective.nll,
             kl=objective.kl,
+            inner_kl=feats.inner_kl,
         )
         if self.training and not self.task.scores_training:
             return terms, None
@@ -91,7 +92,7 @@ class SpeechModel(nn.Module):
         super().__init__()
         self.upstream, self.featurizer, self.downstream = upstream, featurizer, downstream
         self.trains_upstream, self.normalize, self.specaug = trains_upstream, normalize, specaug
-        self.pool = downstream.pooled and specaug is None
+        self.pool = downstream.pooled and featurizer.takes_means and specaug is None
         # A cache takes the frozen upstream's place here, see features/cache.py.
         self.cached_encoder: Encoder | None = None
         if not trains_upstream:

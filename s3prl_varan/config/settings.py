@@ -163,7 +163,7 @@ class RunSettings:
             yield from (key for key in flat if f"{key}.".startswith(f"{prefix}."))
         if not self.trains_upstream:
             yield "config.optimizer.upstream_lr"
-        if not self.featurizer.learns:
+        if not config.featurizer.learns():
             yield "config.optimizer.featurizer_lr"
 
     @property

@@ -33,6 +33,7 @@ class LayerFeatures:
     posterior_logits: Tensor  # [B, L'] log q(l | x) up to a constant
     prior: Tensor  # [L'] p(l)
     layer_weights: Tensor  # [B, N] share of each hidden state read, for people to look at; detached
+    inner_kl: Tensor | None = None  # [B] nats, KL to a prior of weights spent inside the featurizer
 
 
 def stack_layers(

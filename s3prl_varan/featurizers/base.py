@@ -6,7 +6,7 @@ that hand on one stream have L' = 1, so heads, objective and training never ask 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,21 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.features.stack import LayerFeatures, LayerStack
 from s3prl_varan.layerwise.objective import NllReduction, Objective
 
+# transformer: all hidden states but 0; all; or a list of them
+LayersOption = Literal["transformer", "all"] | list[int]
+
 
 class Featurizer(nn.Module):
     """Reads the hidden states `layers` (0 = encoder input) and hands on `num_outputs` streams.
 
-    prior: [num_outputs] p(l) over what is handed on; None for one stream.
+    prior: p(l) over what is handed on, or over what is weighed inside; None where nothing is.
     """
 
     NEEDED: ClassVar = ("name",)  # what a class must set
     name: ClassVar[str]  # of -f, and of its section in the config
-    learns: ClassVar[bool] = True  # has parameters of its own
+    # Where only means over time are asked for, it may be given the means instead of the frames.
+    # Right for weights that frames do not decide; one that is not linear in the frames says False.
+    takes_means: ClassVar[bool] = True
     prior: Tensor
 
     @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Featurizer(nn.Module):
         def idle(self) -> list[str]:
             """Keys that the others make idle."""
             return []
+
+        def learns(self) -> bool:
+            """Has the featurizer parameters of its own?"""
+            return True
 
     def __init__(
         self, layers: Sequence[int], num_outputs: int = 1, prior: Tensor | None = None
@@ -65,11 +74,47 @@ class Featurizer(nn.Module):
         """stack.hidden [B, N, T, D], N = len(self.layers)."""
         raise TypeError(f"{type(self).__name__} needs a `forward` that says what it computes")
 
-    def one_stream(self, hidden: Tensor, stack: LayerStack, weights: Tensor) -> LayerFeatures:
-        """LayerFeatures of one stream [B, T, D]; weights [N] or [B, N]: shares, for people."""
+    def one_stream(
+        self, hidden: Tensor, stack: LayerStack, weights: Tensor, inner_kl: Tensor | None = None
+    ) -> LayerFeatures:
+        """LayerFeatures of one stream [B, T, D]; weights [N] or [B, N]: shares, for people.
+
+        inner_kl: [B] nats, the KL of those weights to a prior, where it is part of the loss.
+        """
         shown = weights.detach().float().expand(hidden.size(0), len(self.layers))
         logits = torch.zeros(hidden.size(0), 1, device=hidden.device)
-        return LayerFeatures(hidden[:, None], stack.lengths, logits, self.prior, shown)
+        certain = torch.ones(1, device=hidden.device)
+        return LayerFeatures(hidden[:, None], stack.lengths, logits, certain, shown, inner_kl)
+
+    def all_streams(self, stack: LayerStack, logits: Tensor) -> LayerFeatures:
+        """LayerFeatures of every hidden state by itself; logits [B, N] of q(l | x)."""
+        shown = logits.detach().softmax(dim=-1)
+        return LayerFeatures(stack.hidden, stack.lengths, logits, self.prior, shown)
+
+
+def valid_frames(stack: LayerStack) -> tuple[Tensor, Tensor]:
+    """The M frames of a batch that are no padding, [M, N, D], and where they were, [B, T] bool."""
+    frames = torch.arange(stack.hidden.size(2), device=stack.hidden.device)
+    inside = frames < stack.lengths.to(frames)[:, None]
+    return stack.hidden.transpose(1, 2)[inside], inside
+
+
+def put_back(rows: Tensor, inside: Tensor) -> Tensor:
+    """Rows [M, D] of valid frames at their places, [B, T, D], with zeros for padding."""
+    hidden = rows.new_zeros(*inside.shape, rows.size(-1))
+    hidden[inside] = rows
+    return hidden
+
+
+def several_layers(
+    layers: LayersOption, num_hidden: int, name: str, layer: int | None
+) -> list[int]:
+    """The option `layers` of -f `name` as indices; UserError where -l or the upstream forbid it."""
+    refuse_layer_flag(layer, name, f"weighs several (set `{name}.layers`)")
+    refuse_single_state(num_hidden, f"-f {name} has nothing to choose from")
+    if isinstance(layers, str):
+        layers = list(range(1 if layers == "transformer" else 0, num_hidden))
+    return checked_layers(layers, num_hidden, f"{name}.layers")
 
 
 def checked_layers(layers: Sequence[int], num_hidden: int, key: str) -> list[int]:

@@ -1,5 +1,6 @@
 """-f layer -l N: one hidden state, as it is."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from s3prl_varan.errors import UserError
@@ -11,7 +12,13 @@ class SingleLayer(Featurizer):
     """The hidden state that -l names."""
 
     name = "layer"
-    learns = False
+
+    @dataclass(frozen=True)
+    class Options(Featurizer.Options):
+        """It has none."""
+
+        def learns(self) -> bool:
+            return False
 
     @classmethod
     def build(cls, num_hidden: int, dim: int, options: Any, layer: int | None) -> Featurizer:

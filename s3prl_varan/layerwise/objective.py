@@ -34,6 +34,14 @@ def layer_log_posterior(posterior_logits: Tensor) -> Tensor:
     return torch.log_softmax(posterior_logits.float(), dim=-1)
 
 
+def divergence(log_q: Tensor, prior: Tensor, kl: KlDirection = "posterior_prior") -> Tensor:
+    """KL(q || p), or KL(p || q) for "prior_posterior": log_q [B, L], prior [L] -> [B] nats."""
+    log_p = prior.to(log_q).clamp_min(torch.finfo(torch.float32).tiny).log()
+    if kl == "posterior_prior":
+        return (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
 def elbo(
     layer_nll: Tensor,
     posterior_logits: Tensor,
@@ -42,6 +50,7 @@ def elbo(
     *,
     nll: NllReduction = "per_example",
     kl: KlDirection = "posterior_prior",
+    inner_kl: Tensor | None = None,
 ) -> Elbo:
     """mean_B [ sum_l q(l|x) NLL_l(x, y) ] + beta * mean_B KL.
 
@@ -51,6 +60,7 @@ def elbo(
     nll: "per_example" is the ELBO; "batch_mean" averages each layer's NLL over the batch *before*
     weighting it, as the authors' released classification code does.
     kl: "posterior_prior" is the ELBO's KL(q || p); "prior_posterior" the released KL(p || q).
+    inner_kl: [B] nats, of weights that the featurizer has spent itself; it joins the KL.
     """
     log_q = layer_log_posterior(posterior_logits)
     layer_nll = layer_nll.float()
@@ -59,12 +69,10 @@ def elbo(
     if nll == "batch_mean":
         layer_nll = layer_nll.mean(dim=0, keepdim=True)
     expected_nll = (log_q.exp() * layer_nll).sum(dim=-1).mean()
-    log_p = prior.to(log_q).clamp_min(torch.finfo(torch.float32).tiny).log()
-    if kl == "posterior_prior":
-        divergence = (log_q.exp() * (log_q - log_p)).sum(dim=-1).mean()
-    else:
-        divergence = (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
-    return Elbo(expected_nll + beta * divergence, expected_nll, divergence)
+    cost = divergence(log_q, prior, kl).mean()
+    if inner_kl is not None:
+        cost = cost + inner_kl.mean()
+    return Elbo(expected_nll + beta * cost, expected_nll, cost)
 
 
 def _best_hypothesis(layer_nll: Tensor, log_q: Tensor) -> Tensor:
