@@ -19,6 +19,20 @@ def build(name: str, num_hidden: int, dim: int, layer: int | None = None, **opti
     return cls.build(num_hidden, dim, cls.Options(**options), layer)
 
 
+ROWS = [  # every featurizer that needs no -l, with the options that change what it is
+    ("varan", {}),
+    ("varan", {"posterior": "static"}),
+    ("varan", {"posterior": "prior"}),
+    ("ensemble", {}),
+    ("dynamic_sum", {}),
+    ("dynamic_sum", {"posterior": "static"}),
+    ("weighted_sum", {}),
+    ("hconv", {}),
+    ("lap", {}),
+    ("last_layer", {}),
+]
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_weighted_sum_equals_s3prls(normalize):
     from s3prl.upstream.interfaces import Featurizer as TheirFeaturizer
@@ -46,11 +60,11 @@ def test_weighted_sum_equals_s3prls(normalize):
     torch.testing.assert_close(features.layer_weights[0], weights.softmax(0))
 
 
-@pytest.mark.parametrize("name", ["varan", "weighted_sum", "last_layer"])
+@pytest.mark.parametrize(("name", "options"), ROWS, ids=str)
 @pytest.mark.parametrize("pool", [False, True])
-def test_padding_and_batch_order_change_nothing(name, pool):
+def test_padding_and_batch_order_change_nothing(name, options, pool):
     upstream = build_upstream(TINY)
-    featurizer = build(name, upstream.num_hidden, upstream.dim).eval()
+    featurizer = build(name, upstream.num_hidden, upstream.dim, **options).eval()
 
     def features(wavs):
         hidden = upstream(wavs)
@@ -68,9 +82,11 @@ def test_padding_and_batch_order_change_nothing(name, pool):
             torch.testing.assert_close(
                 other.hidden[at, :, :frames], alone.hidden[0], atol=1e-5, rtol=1e-5
             )
-            torch.testing.assert_close(
-                other.posterior_logits[at], alone.posterior_logits[0], atol=1e-5, rtol=1e-5
-            )
+            for part in ("posterior_logits", "layer_weights", "inner_kl"):
+                if getattr(alone, part) is not None:
+                    torch.testing.assert_close(
+                        getattr(other, part)[at], getattr(alone, part)[0], atol=1e-5, rtol=1e-5
+                    )
 
 
 def test_frames_of_a_clip_do_not_depend_on_its_batch():
@@ -79,15 +95,26 @@ def test_frames_of_a_clip_do_not_depend_on_its_batch():
     assert upstream([short, long]).lengths[0] == upstream([short]).lengths[0]
 
 
-def test_layers_of_varan_can_be_chosen():
-    assert build("varan", 5, 8).layers == [1, 2, 3, 4]
-    assert build("varan", 5, 8, layers="all").layers == [0, 1, 2, 3, 4]
-    assert build("varan", 5, 8, layers=[0, -1]).layers == [0, 4]
+@pytest.mark.parametrize("name", ["varan", "ensemble", "dynamic_sum"])
+def test_layers_can_be_chosen(name):
+    assert build(name, 5, 8).layers == [1, 2, 3, 4]
+    assert build(name, 5, 8, layers="all").layers == [0, 1, 2, 3, 4]
+    assert build(name, 5, 8, layers=[0, -1]).layers == [0, 4]
     for layers in ([5], []):
-        with pytest.raises(UserError, match=r"varan.layers: expected hidden states in 0..4"):
-            build("varan", 5, 8, layers=layers)
+        with pytest.raises(UserError, match=rf"{name}.layers: expected hidden states in 0..4"):
+            build(name, 5, 8, layers=layers)
     with pytest.raises(UserError, match="named twice"):
-        build("varan", 5, 8, layers=[4, -1])
+        build(name, 5, 8, layers=[4, -1])
+
+
+@pytest.mark.parametrize(
+    "name", ["varan", "ensemble", "dynamic_sum", "weighted_sum", "hconv", "lap"]
+)
+def test_what_joins_layers_wants_several_and_no_flag(name):
+    with pytest.raises(UserError, match="one hidden state, .* use `-f last_layer`"):
+        build(name, 1, 8)
+    with pytest.raises(UserError, match=rf"-l names one hidden state, -f {name}"):
+        build(name, 5, 8, layer=2)
 
 
 def test_a_single_layer_is_handed_on_as_it_is():
@@ -99,30 +126,12 @@ def test_a_single_layer_is_handed_on_as_it_is():
         assert features.layer_weights.tolist() == [[1.0], [1.0]]
 
 
-@pytest.mark.parametrize("name", ["varan", "weighted_sum", "last_layer", "layer"])
+@pytest.mark.parametrize("name", featurizer_names())
 def test_the_objective_is_the_featurizers(name):
-    assert name in featurizer_names()
+    assert {row for row, _ in ROWS} | {"layer"} == set(featurizer_names())
     objective = find_featurizer(name).Options().objective("batch_mean")
-    assert (objective.beta > 0) == (name == "varan")
+    assert (objective.beta > 0) == (name in ("varan", "dynamic_sum"))
     assert (objective.nll, objective.kl) == ("per_example", "posterior_prior")
-
-
-def test_the_released_recipe_averages_as_the_released_code_of_the_task_does():
-    options = find_featurizer("varan").Options
-    released = options(recipe="released")
-    assert released.objective("batch_mean").nll == "batch_mean"
-    assert released.objective("per_example").nll == "per_example"
-    assert released.objective("batch_mean").kl == "prior_posterior"
-    mixed = options(recipe="released", nll="per_example", kl="posterior_prior")
-    assert mixed.objective("batch_mean") == options().objective("batch_mean")
-
-
-def test_of_the_priors_options_only_those_that_are_read_decide():
-    options = find_featurizer("varan").Options
-    chi2, geometric = ["chi2_df", "chi2_nc"], ["geometric_p"]
-    assert options(prior="chi2_reversed").idle() == geometric
-    assert options(prior="geometric").idle() == chi2
-    assert options(prior="uniform").idle() == chi2 + geometric
 
 
 # ---- a user's own, through the real command line
