@@ -30,7 +30,7 @@ RUN = ["-u", "wavlm", "-d", "emotion", "-f", "varan"]  # a later flag of the sam
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ([*RUN, "-f", "varann"], "-f: unknown featurizer 'varann', expected one of last_layer"),
+        ([*RUN, "-f", "varann"], "-f: unknown featurizer 'varann', expected one of dynamic_sum"),
         ([*RUN, "-f", "varann"], "Did you mean 'varan'?"),
         ([*RUN, "-d", "emotoin"], "-d: unknown task 'emotoin'"),
         ([*RUN, "-d", "emotoin"], "Did you mean 'emotion'?"),
@@ -174,7 +174,7 @@ def test_clips_that_broke_after_preparation(emotion_args, tone_corpus, tmp_path,
         (
             f"{TINY_FILE}:one_layer",
             "varan",
-            "VARAN has nothing to choose from: use `-f last_layer`",
+            "-f varan has nothing to choose from: use `-f last_layer`",
         ),
         (f"{TINY_FILE}:one_layer", "weighted_sum", "has nothing to weigh: use `-f last_layer`"),
         (f"{TINY_FILE}:mixed_sizes", "varan", "differ in size"),

@@ -44,7 +44,7 @@ def test_shipped_configs_are_valid_for_every_featurizer(path, featurizer):
     optimizer = build_optimizer(parts, settings.config.optimizer)
     steps = settings.config.runner.total_steps
     build_scheduler(optimizer, steps, settings.config.scheduler)
-    assert parts["featurizer"].num_outputs == (12 if featurizer == "varan" else 1)
+    assert parts["featurizer"].num_outputs == (12 if featurizer in ("varan", "ensemble") else 1)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
