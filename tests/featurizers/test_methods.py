@@ -15,6 +15,7 @@ from s3prl_varan.features.stack import LayerStack
 from s3prl_varan.featurizers import find_featurizer
 from s3prl_varan.featurizers.hconv import HierarchicalConvolution
 from s3prl_varan.featurizers.lap import LayerAttentivePooling
+from s3prl_varan.layerwise.objective import Objective
 from s3prl_varan.model import SpeechModel
 from tests.conftest import TINY
 from tests.featurizers.test_featurizers import ROWS, build
@@ -86,6 +87,15 @@ def test_only_the_options_that_are_read_decide(name):
     assert options(posterior="static").idle() == [*geometric, "posterior_heads"]
     recipe = ["recipe", "nll", "kl"] if name == "varan" else []
     assert options(posterior="prior").idle() == [*geometric, "posterior_heads", "kl_beta", *recipe]
+
+
+@pytest.mark.parametrize("name", ["varan", "dynamic_sum"])
+def test_where_q_is_the_prior_the_objective_reads_no_idle_key(name):
+    options = find_featurizer(name).Options
+    keys = {"recipe": "released", "kl": "prior_posterior"} if name == "varan" else {}
+    given = options(posterior="prior", kl_beta=3, **keys).objective("batch_mean")
+    assert given == Objective(beta=0) == options(posterior="prior").objective("per_example")
+    assert options(posterior="static", kl_beta=3).objective("batch_mean").beta == 3
 
 
 def test_the_identity_of_a_run_knows_what_is_idle():
