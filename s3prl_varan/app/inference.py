@@ -60,14 +60,14 @@ def predict(
     with naming_clips(names, wavs):
         prediction, feats = model.predict(wavs)
     require_finite(model, prediction, names)
-    layers = list(map(str, model.featurizer.layers))
+    layers = list(map(str, model.featurizer.layers)) if model.featurizer.weighs_layers else []
     weights = feats.layer_weights.float().cpu().tolist()
     return [
         {
             "start": round(piece.start, 2),
             "end": round(piece.end, 2),
             **answer,
-            "layer_weights": dict(zip(layers, shares, strict=True)),
+            "layer_weights": dict(zip(layers, shares, strict=bool(layers))),
         }
         for piece, answer, shares in zip(pieces, task.answers(prediction), weights, strict=True)
     ]

@@ -30,6 +30,7 @@ class Featurizer(nn.Module):
     # Where only means over time are asked for, it may be given the means instead of the frames.
     # Right for weights that frames do not decide; one that is not linear in the frames says False.
     takes_means: ClassVar[bool] = True
+    weighs_layers: ClassVar[bool] = True  # else no weights are shown: it has none
     prior: Tensor
 
     @dataclass(frozen=True)

@@ -25,11 +25,12 @@ class HierarchicalConvolution(Featurizer):
     that is left, side by side, is as wide as a hidden state. Gives what the authors' module
     (SSL_Interface) gives with the same weights. Ours: zeros fill up to D where L' does not divide
     it (the module gives fewer than D), and two hidden states get one convolution (it has none).
-    No layer has a weight here: equal shares stand where others show theirs.
+    No layer has a weight here, so none are shown.
     """
 
     name = "hconv"
     takes_means = False
+    weighs_layers = False
 
     def __init__(self, num_hidden: int, dim: int):
         super().__init__(range(num_hidden))

@@ -84,13 +84,15 @@ class Artifacts:
         final: not between steps but of a checkpoint; then a picture is drawn too.
         """
         split, records = evaluation.split, evaluation.records
-        more: dict[str, Any] = {"layer_weights": evaluation.layer_weights}
+        more: dict[str, Any] = {}
+        if self.model.featurizer.weighs_layers:
+            more["layer_weights"] = evaluation.layer_weights
         if final:
             more["final"] = True
         self.write_metrics(step, split, evaluation.figures, **more)
         self.settings.task.write(records, split, self.folder)
         layers = self.model.featurizer.layers
-        if len(layers) > 1:
+        if len(layers) > 1 and self.model.featurizer.weighs_layers:
             write_layer_weights(self.folder, layers, split, records, picture=final)
 
     # ---- checkpoints
@@ -134,7 +136,11 @@ class Artifacts:
             "dev": best.figures,
             "test": {split: evaluation.figures for split, evaluation in tested.items()},
             "layers": self.model.featurizer.layers,
-            "layer_weights": {split: each.layer_weights for split, each in tested.items()},
+            "layer_weights": {
+                split: each.layer_weights
+                for split, each in tested.items()
+                if self.model.featurizer.weighs_layers
+            },
             "confusion": _confusions(tested),
             "parameters": count_parameters(self.model.parts),
             **stored,
