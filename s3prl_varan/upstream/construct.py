@@ -18,7 +18,15 @@ from urllib.error import URLError
 from torch import nn
 
 from s3prl_varan.errors import UserError, problems_error
-from s3prl_varan.upstream.hub import TAKES_CKPT, Factory, family_of
+from s3prl_varan.upstream.downloads import download_error, shortened, watched_downloads
+from s3prl_varan.upstream.hub import TAKES_CKPT, Factory, family_of, missing_package
+from s3prl_varan.upstream.hugging_face import (
+    SHOWN_KEYS,
+    check_preprocessor,
+    complete_weights,
+    counted,
+    find_folder,
+)
 
 FLAGS = {"ckpt": "-k", "model_config": "-g"}
 NEEDED = {
@@ -27,14 +35,6 @@ NEEDED = {
 }
 # torch.load's own switches.
 FORCE_SAFE, FORCE_UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-# By name, since huggingface_hub is imported only where it is used.
-HUB_ERRORS = (
-    "LocalEntryNotFoundError",
-    "RepositoryNotFoundError",
-    "GatedRepoError",
-    "HFValidationError",
-)
-SHOWN_KEYS = 4
 PICKLED = re.compile(r"GLOBAL ([A-Za-z_]\w*\.[\w.]*\w)")  # how torch names what it will not load
 OFFLINE = re.compile(
     r"connect|offline|resolve|timed out|temporary failure|unreachable|max retries", re.IGNORECASE
@@ -54,16 +54,19 @@ def construct(
     with ExitStack() as stack:
         if factory.origin == "s3prl":
             stack.enter_context(redirect_stdout(sys.stderr))  # its experts print notes
-            stack.enter_context(_noted_downloads(factory.name, downloads))
+            stack.enter_context(watched_downloads(factory.name, downloads))
             if ckpt is not None:
                 stack.enter_context(_safe_loading())
+            if ckpt is not None and factory.name.startswith("hf_"):
+                folder = find_folder(ckpt, refresh=refresh)
+                check_preprocessor(folder)
+                arguments["ckpt"] = str(folder)
+                stack.enter_context(complete_weights(factory.name))
         try:
-            if factory.name.startswith("hf_") and ckpt is not None and not Path(ckpt).exists():
-                _check_hub(ckpt)
             expert = factory.call(**arguments)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             explained = _explain(factory, ckpt, error, downloads)
             if explained is None:
                 raise
@@ -144,47 +147,8 @@ def _safe_loading() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _noted_downloads(name: str, downloads: list[Path]) -> Iterator[None]:
-    """Note the files that s3prl downloads.
-
-    A download that fails or is empty ends in a UserError and leaves no file, where s3prl would
-    take what is left for the model at the next call.
-    """
-    from s3prl.util import download
-
-    original = download._download
-
-    def noted(filepath: Path, url: str, *args: Any, **kwargs: Any) -> None:
-        path = Path(filepath)
-        if path.is_file() and path.stat().st_size == 0:
-            path.unlink()  # left by a download that broke off
-        try:
-            original(path, url, *args, **kwargs)
-        except Exception as error:
-            raise _download_error(name, url, error) from error
-        with path.open("rb") as file:
-            start = file.read(64)
-        if not start or start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-            path.unlink()
-            raise _download_error(
-                name, url, "the server sent no model but an empty file or a web page"
-            )
-        downloads.append(path)
-
-    with mock.patch.object(download, "_download", noted):
-        yield
-
-
-def _check_hub(hub_id: str) -> None:
-    """Fail at once where the hub does not answer; transformers tries for a minute and a half."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(hub_id, allow_patterns=["config.json"])
-
-
 def _explain(
-    factory: Factory, ckpt: str | None, error: Exception, downloads: list[Path]
+    factory: Factory, ckpt: str | None, error: BaseException, downloads: list[Path]
 ) -> UserError | None:
     """The UserError for what went wrong.
 
@@ -205,7 +169,7 @@ def _explain(
             for path in downloads:
                 path.unlink(missing_ok=True)
             again = " The downloaded file was removed: try again." if downloads else ""
-            short = _shortened(said) or "empty"
+            short = shortened(said) or "empty"
             return UserError(
                 f"Upstream '{name}': {source} is no checkpoint, or damaged ({short}).{again}"
             )
@@ -217,20 +181,15 @@ def _explain(
                 f"it has no '{key}'."
             )
         unreachable = isinstance(cause, OSError) and OFFLINE.search(said)
-        if (
-            unreachable
-            or isinstance(cause, URLError | ConnectionError)
-            or type(cause).__name__ in HUB_ERRORS
-        ):
-            return _download_error(name, ckpt or "the internet", cause)
+        if unreachable or isinstance(cause, URLError | ConnectionError):
+            return download_error(name, ckpt or "the internet", cause)
     if factory.origin == "user":
         return None
+    if isinstance(error, SystemExit):  # s3prl's way where a package is missing
+        error = error.__context__ or error
     if isinstance(error, ImportError):
-        return UserError(
-            f"Upstream '{name}' needs a package that is missing: {error}. Install it (pip) and "
-            "try again."
-        )
-    said = _shortened(str(error)) or "no reason given"
+        return missing_package(name, error)
+    said = shortened(str(error)) or "no reason given"
     return UserError(f"Upstream '{name}' could not be made: {type(error).__name__}: {said}.")
 
 
@@ -240,28 +199,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _download_error(name: str, source: str, error: object) -> UserError:
-    for_files = [each for each in family_of(name) if each.endswith(("_local", "_custom"))]
-    remedy = "copy its cache (~/.cache/s3prl, ~/.cache/huggingface) here"
-    if for_files:
-        remedy = f"use `-u {for_files[0]} -k FILE` here"
-    if isinstance(error, Exception):
-        error = f"{type(error).__name__}: {_shortened(str(error))}"
-    return UserError(
-        f"Upstream '{name}' could not be downloaded from {source} ({error}). "
-        f"Without internet here, download it on a machine that has it, and {remedy}."
-    )
-
-
 def _mismatch_error(name: str, source: str, said: str) -> UserError:
     """A few lines of torch's list of every key that does not fit."""
     problems = []
     for kind in ("Missing", "Unexpected"):
         listed = re.search(rf"{kind} key\(s\) in state_dict: (.*)", said)
         keys = re.findall(r'"([^"]+)"', listed.group(1)) if listed else []
-        if keys:
-            more = ", ..." if len(keys) > SHOWN_KEYS else ""
-            problems.append(f"{len(keys)} {kind.lower()}: {', '.join(keys[:SHOWN_KEYS])}{more}")
+        problems += counted(kind.lower(), keys)
     size = r"torch\.Size\((\[.*?\])\)"
     sizes = re.findall(rf"size mismatch for (\S+): .*?{size}.*?{size}", said)
     problems += [
@@ -272,7 +216,7 @@ def _mismatch_error(name: str, source: str, said: str) -> UserError:
         problems.append(f"... {len(sizes)} tensors of another size in all")
     return problems_error(
         f"Upstream '{name}': the weights in {source} do not fit the model.",
-        problems or [_shortened(said)],
+        problems or [shortened(said)],
         "Is the checkpoint of this family, and complete? -u names the family, -k the file.",
     )
 
@@ -281,12 +225,8 @@ def _needs_unpickling(name: str, source: str, needed: str) -> str:
     return (
         f"Upstream '{name}': {source} holds Python objects ({needed}) besides tensors; loading "
         "them could run code hidden in the file, so it is refused. If you trust where it came "
-        "from, convert it once: `state = torch.load(FILE, map_location='cpu', "
-        "weights_only=False)`, replace those objects by plain dicts, lists and numbers (vars(x) "
-        "for a Namespace), then `torch.save(state, NEW_FILE)`, and give -k NEW_FILE."
+        "from, and they are classes that hold data, convert it once: `with torch.serialization."
+        "safe_globals([CLASSES]): state = torch.load(FILE, map_location='cpu')`, replace those "
+        "objects by plain dicts, lists and numbers (vars(x) for a Namespace), then "
+        "`torch.save(state, NEW_FILE)`, and give -k NEW_FILE."
     )
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -105,6 +105,12 @@ def find_factory(name: str) -> Factory:
             importlib.import_module("s3prl.hub")
         return Factory(name, getattr(importlib.import_module(module), name), "s3prl")
     except ImportError as error:
-        raise UserError(
-            f"-u {name}: s3prl's {module} needs a package that is missing: {error}."
-        ) from error
+        raise missing_package(name, error) from error
+
+
+def missing_package(name: str, error: ImportError) -> UserError:
+    """The UserError for what s3prl's upstream `name` could not import."""
+    return UserError(
+        f"Upstream '{name}' needs a package that is missing: {error}. Install it (pip) and try "
+        "again."
+    )

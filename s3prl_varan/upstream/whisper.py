@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.errors import UserError, problems_error
+from s3prl_varan.upstream.hugging_face import find_folder
 
 N_FFT, HOP, STRIDE = 400, 160, 2  # samples, samples, mel frames per hidden frame
 SAMPLES_PER_FRAME = HOP * STRIDE
@@ -143,11 +144,7 @@ def whisper(
             "Upstream 'whisper' needs -k: a folder with a Hugging Face Whisper checkpoint, or a "
             "hub id such as openai/whisper-base (which is downloaded)."
         )
-    folder = Path(ckpt) if Path(ckpt).exists() else _download(ckpt, refresh)
-    if not folder.is_dir():
-        raise UserError(
-            f"-k: {ckpt} is a file; 'whisper' takes the folder with config.json and the weights."
-        )
+    folder = find_folder(ckpt, refresh=refresh)
     config = _read_config(Path(model_config) if model_config else folder / "config.json")
     return UpstreamExpert(_load_encoder(config, _read_weights(folder), str(folder)))
 
@@ -155,23 +152,6 @@ def whisper(
 def _valid(frames: Tensor, total: int) -> Tensor:
     """[B] -> [B, total], True for frames before the end."""
     return torch.arange(total, device=frames.device) < frames[:, None]
-
-
-def _download(hub_id: str, refresh: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if hub_id.count("/") > 1 or hub_id.startswith((".", "/", "~")):
-        raise UserError(f"-k: there is no folder {hub_id}.")
-    try:
-        patterns = ["config.json", "model*.safetensors", "model.safetensors.index.json"]
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, force_download=refresh))
-    except Exception as error:  # offline, no such model, no access: of several libraries' types
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"-k: there is no folder {hub_id}, and as a hub id it could not be downloaded "
-            f"({type(error).__name__}: {said}). Without internet here, download it on a machine "
-            f"that has it (hf download {hub_id}) and give the folder."
-        ) from error
 
 
 def _read_config(path: Path) -> Any:
@@ -226,7 +206,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # pickle's own
         raise UserError(
-            f"{path} holds more than tensors and is refused; convert it to safetensors. ({error})"
+            f"{path} holds more than tensors and is refused; convert it to safetensors."
         ) from error
 
 

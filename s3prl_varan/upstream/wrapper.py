@@ -21,12 +21,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.errors import UserError
 from s3prl_varan.names import short_name
 from s3prl_varan.upstream.construct import construct
-from s3prl_varan.upstream.hub import find_factory
+from s3prl_varan.upstream.hub import find_factory, missing_package
 
 TOLERABLE_FRAMES = 5  # s3prl's TOLERABLE_SEQLEN_DIFF: frame counts may differ by less than this
 CLIP_LENGTHS = (400, 800, 1600, 3200, 6400, 12800, SAMPLE_RATE)  # shortest clips to try, in samples
@@ -50,8 +51,9 @@ class Upstream(nn.Module):
     """An expert, probed once so that what does not fit is refused before any training.
 
     Attributes: num_hidden (N), dim (D), downsample_rate (samples per frame), min_samples (shorter
-    clips are zero-padded to this, the expert cannot digest less). `layer` keeps one hidden state
-    only, for experts whose sizes differ.
+    clips are zero-padded to this, the expert cannot digest less), idle (names of modules no part
+    of which runs, as a decoder of pre-training). `layer` keeps one hidden state only, for experts
+    whose sizes differ.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Upstream(nn.Module):
         self.feature_selection, self.layer = feature_selection, layer
         self.min_samples = CLIP_LENGTHS[0]
         self.num_hidden, self.dim, self.downsample_rate = 0, 0, 0
+        self.idle: set[str] = set()
         self._num_given: int | None = None  # what the expert gives, before `layer` picks one
         self._frame_rule: Callable[[list[int]], list[int]] | None = None
         self._fingerprint: str | None = None
@@ -101,12 +104,7 @@ class Upstream(nn.Module):
             digest = hashlib.blake2b(repr(options).encode(), digest_size=16)
             if self.model_config is not None and Path(self.model_config).is_file():
                 digest.update(Path(self.model_config).read_bytes())
-            for key, tensor in sorted(self.expert.state_dict().items()):
-                if not isinstance(tensor, Tensor):  # get_extra_state may give anything
-                    continue
-                digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                data = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
+            hash_tensors(digest, self.expert.state_dict())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -118,9 +116,18 @@ class Upstream(nn.Module):
         return torch.tensor(frames, device=hidden.device).clamp(1, hidden.size(1))
 
     def _probe(self) -> None:
-        """Learn sizes, frame rate and the shortest clip from clips of low noise, 1 s and 0.6 s."""
+        """Learn sizes, frame rate, the shortest clip and what runs, from clips of low noise."""
         noise = 0.01 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
-        layers = self._hidden([noise, noise[: SAMPLE_RATE * 3 // 5]])
+        self.min_samples = next(each for each in CLIP_LENGTHS if self._digests(noise[:each]))
+        called: set[nn.Module] = set()
+        watch = register_module_forward_pre_hook(lambda module, _: called.add(module))
+        try:
+            layers = self._hidden([noise, noise[: max(self.min_samples, SAMPLE_RATE * 3 // 5)]])
+        finally:
+            watch.remove()
+        self.idle = {
+            name for name, each in self.named_modules() if called.isdisjoint(each.modules())
+        }
         if not all(layer.isfinite().all() for layer in layers):
             raise UserError(
                 f"Upstream '{self.name}' gives NaN or infinity for 1 s of low noise: its weights "
@@ -137,7 +144,6 @@ class Upstream(nn.Module):
                 "expected samples per frame."
             )
         self._check_rate(layers[0].size(1), SAMPLE_RATE)
-        self.min_samples = next(each for each in CLIP_LENGTHS if self._digests(noise[:each]))
         if not hasattr(self.expert, "frame_lengths"):
             self._frame_rule = self._learn_frame_rule(noise)
 
@@ -218,15 +224,31 @@ def build_upstream(
     `micro_wavlm`), or `path/to/expert.py:callable` / `package.module:callable`. `layer` keeps that
     hidden state only. UserError where any of it does not fit.
     """
-    expert = construct(find_factory(name), ckpt, model_config, refresh)
-    return Upstream(
-        expert,
-        name=name,
-        ckpt=ckpt,
-        model_config=model_config,
-        feature_selection=feature_selection,
-        layer=layer,
-    )
+    factory = find_factory(name)
+    expert = construct(factory, ckpt, model_config, refresh)
+    try:
+        return Upstream(
+            expert,
+            name=name,
+            ckpt=ckpt,
+            model_config=model_config,
+            feature_selection=feature_selection,
+            layer=layer,
+        )
+    except ImportError as error:  # imported where it is used, by s3prl's vggish
+        if factory.origin == "user":
+            raise
+        raise missing_package(name, error) from error
+
+
+def hash_tensors(digest: Any, state: Mapping[str, Any]) -> None:
+    """Feed names, shapes, types and values of the tensors in a state dict to a hashlib digest."""
+    for key, tensor in sorted(state.items()):
+        if not isinstance(tensor, Tensor):  # get_extra_state may give anything
+            continue
+        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
 
 
 def _select(result: object, key: str, name: str) -> list[Tensor]:

@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import pickle
 import shutil
+import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 from tiny_families import SMALL, noise
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.upstream import downloads
 from s3prl_varan.upstream import micro_wavlm as micro
 from s3prl_varan.upstream.hub import hub_modules, known_names
 from s3prl_varan.upstream.wrapper import build_upstream
@@ -289,3 +293,134 @@ def test_good_download_after_a_broken_one(tmp_path, monkeypatch, wavlm_file):
         download.urls_to_filepaths(url, download=False)
     ).touch()  # empty, as an interrupted download leaves it
     assert build_upstream("wavlm_base").num_hidden == 3
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """What s3prl downloads, made here: by the end of its name."""
+    from s3prl.util import download
+
+    monkeypatch.setattr(download, "_download_dir", tmp_path / "served")
+    files = {}
+
+    def fetch(url, path, *_):
+        torch.save(next((files[end] for end in files if url.endswith(end)), {}), path)
+
+    monkeypatch.setattr(download, "_download_url_to_file", fetch)
+    return files
+
+
+@pytest.mark.parametrize("name", ["ast", "ssast_frame_base", "ssast_patch_base"])
+def test_s3prls_exit_is_an_error_like_any_other(name, served, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "needs a package that is missing: import of timm" in refusal(name)
+
+
+def test_a_package_missing_where_the_model_runs(served, monkeypatch):
+    from s3prl.upstream.byol_s.serab_byols import serab
+
+    config = serab.load_yaml_config(Path(serab.__file__).parent / "config.yaml")
+    served["6373-e100-bs256-lr0003-rs42.pth"] = serab.get_model("cvt", config).state_dict()
+    served |= vggish_weights()
+    for name, package in (("byol_s_cvt", "einops"), ("vggish", "resampy")):
+        monkeypatch.setitem(sys.modules, package, None)
+        said = refusal(name)
+        assert f"'{name}' needs a package that is missing: import of {package}" in said
+
+
+def test_an_upstream_that_needs_a_whole_second(served, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resampy", types.ModuleType("resampy"))  # 16 kHz: not called
+    served |= vggish_weights()
+    upstream = build_upstream("vggish")
+    assert (upstream.min_samples, upstream.dim, upstream.downsample_rate) == (16000, 128, 16000)
+    assert upstream(noise(33000, 400)).lengths.tolist() == [2, 1]
+
+
+def vggish_weights() -> dict[str, dict]:
+    from s3prl.upstream.vggish.vggish import VGG, make_layers
+
+    pca = {"pca_eigen_vectors": torch.eye(128), "pca_means": torch.zeros(128, 1)}
+    return {"vggish-10086976.pth": VGG(make_layers()).state_dict(), "970ea276.pth": pca}
+
+
+@pytest.mark.parametrize("proxied", [False, True])
+def test_a_server_that_never_answers(proxied, tmp_path, monkeypatch, capfd):
+    from s3prl.util import download
+
+    monkeypatch.setattr(download, "_download_dir", tmp_path)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if proxied:
+            monkeypatch.setenv("http_proxy", url)
+            url = "http://models.invalid"
+        said = refusal("wavlm_url", f"{url}/wavlm.pt")
+        server.setblocking(False)
+        server.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # and it was not tried a second time
+            server.accept()
+    assert f"downloading wavlm_url from {url}/wavlm.pt\n" in capfd.readouterr().err
+    assert "timed out" in said and "`-u wavlm_local -k FILE`" in said
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+def test_s3prls_second_way_to_download(tmp_path, monkeypatch):
+    """It stays, for servers that turn the first one down, and does not wait for ever either."""
+    from s3prl.util import download
+
+    monkeypatch.setattr(download, "_download_dir", tmp_path)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "_download_url_to_file", lambda *_: 1 / 0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/wavlm.pt"
+        assert "ReadTimeout" in refusal("wavlm_url", url)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "_download_url_to_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_upstream("wavlm_url", "http://127.0.0.1:9/wavlm.pt")
+
+
+def test_downloads_lie_where_cache_dir_says(tmp_path, monkeypatch, wavlm_file):
+    from s3prl.util import download
+
+    monkeypatch.setattr(download, "_download_dir", Path("elsewhere"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("HF_HOME", "kept")
+    downloads.use_cache_dir(str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        download, "_download_url_to_file", lambda url, path, *_: shutil.copy(wavlm_file, path)
+    )
+    build_upstream("wavlm_base")
+    assert [path.name[-14:] for path in (tmp_path / "cache").glob("*.pt")] == [".wavlm_base.pt"]
+    assert torch.hub.get_dir() == str(tmp_path / "cache") and os.environ["HF_HOME"] == "kept"
+
+
+ADVICE = ("weights_only", "TORCH_FORCE", "FORCE_NO", "trusted source")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["wavlm_local", "mockingjay_local", "hf_hubert_custom", "hf_wav2vec2_custom", "whisper"],
+)
+def test_no_refusal_advises_to_switch_the_guard_off(name, tmp_path, monkeypatch):
+    """Objects, protocols that torch's unpickler does not know, in s3prl's and torch's own form."""
+    from transformers import HubertConfig, Wav2Vec2FeatureExtractor, WhisperConfig
+
+    monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
+    ckpt = path = tmp_path / "evil.pt"
+    if name in ("hf_hubert_custom", "whisper"):
+        ckpt, path = tmp_path, tmp_path / "pytorch_model.bin"
+        (HubertConfig if name.startswith("hf") else WhisperConfig)().save_pretrained(tmp_path)
+        Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    for protocol in (2, 4):
+        for content in ({"Config": Payload(tmp_path / "ran")}, {"a": 1}, {"cfg": {"a", "b"}}):
+            path.write_bytes(pickle.dumps(content, protocol=protocol))
+            said = refusal(name, str(ckpt))
+            assert not any(word in said for word in ADVICE), said
+            torch.save(content, path, pickle_protocol=protocol)
+            said = refusal(name, str(ckpt))
+            assert not any(word in said for word in ADVICE), said
+    assert not (tmp_path / "ran").exists()

@@ -191,6 +191,7 @@ def refusal(*args, **kwargs) -> str:
 
 
 def test_what_is_refused(tiny_dirs, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
     assert "needs -k: a folder with" in refusal() and "openai/whisper-base" in refusal()
     assert "there is no folder ./gone" in refusal("./gone")
