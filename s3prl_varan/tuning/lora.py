@@ -29,6 +29,7 @@ from s3prl_varan.tuning.targets import (
     linear_targets,
     name_patterns,
     selected_layers,
+    unknown_to_presets,
 )
 
 PARAMETRIZED = re.compile(r"\.?parametrizations\.(\w+)\.0$")
@@ -43,13 +44,18 @@ class LoraReport:
     extras: list[str] = field(default_factory=list)  # names of norms and biases that train too
     adapter_parameters: int = 0
     extra_parameters: int = 0
+    unknown: list[str] = field(default_factory=list)  # of these layers, but in no preset
 
     def __str__(self) -> str:
         extras = f" and {self.extra_parameters:,} of norms and biases" if self.extras else ""
         names = ", ".join(name_patterns(self.modules))
+        left = ", ".join(name_patterns(self.unknown))
+        left = (
+            f" No preset adapts {left}: name them in lora.targets if they should." if left else ""
+        )
         return (
             f"LoRA of rank {self.options.rank} on {len(self.modules)} matrices ({names}): "
-            f"{self.adapter_parameters:,} parameters{extras}."
+            f"{self.adapter_parameters:,} parameters{extras}.{left}"
         )
 
 
@@ -118,6 +124,7 @@ def apply_lora(upstream: nn.Module, options: LoraOptions) -> LoraReport:
             # Hugging Face's CNN encoder asks for gradients unless told that it is frozen.
             module._requires_grad = False  # type: ignore[assignment]
     report = LoraReport(options, [target.name for target in targets], _extras(upstream, options))
+    report.unknown = unknown_to_presets(upstream, options)
     for target in targets:
         module = modules[target.module]
         called = type(module).forward is nn.Linear.forward

@@ -30,6 +30,7 @@ IN_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weig
 ATTENTION = (
     *("q_proj", "k_proj", "v_proj", "out_proj", "o_proj"),
     *("query", "key", "value", "attention.output.dense"),
+    *("query_proj", "key_proj", "value_proj"),  # Hugging Face SEW-D
     *IN_ATTENTION,
     *("qkv", "attn.proj"),  # timm
     *("linear_q", "linear_k", "linear_v", "linear_out"),  # ESPnet
@@ -53,15 +54,15 @@ class Target:
 
 
 def linear_targets(upstream: nn.Module) -> list[Target]:
-    """Every matrix that LoRA could adapt, in the module's order."""
-    found = []
+    """Every matrix that LoRA could adapt, in the module's order; none of layers that never run."""
+    found, idle = [], getattr(upstream, "idle", ())
     for name, module in upstream.named_modules():
         if isinstance(module, nn.Linear):
             found.append(Target(name))
         elif isinstance(module, nn.MultiheadAttention):  # its out_proj is a Linear of its own
             parts = [part for part in IN_ATTENTION if getattr(module, part) is not None]
             found += [Target(name, part) for part in parts]
-    return found
+    return [target for target in found if _layer_of(target.name) not in idle]
 
 
 def transformer_layers(upstream: nn.Module) -> list[str]:
@@ -91,13 +92,9 @@ def find_targets(upstream: nn.Module, options: LoraOptions) -> list[Target]:
     """
     candidates, every_layer = linear_targets(upstream), transformer_layers(upstream)
     if not candidates:
-        kinds = {
-            type(each).__name__ for each in upstream.modules() if isinstance(each, NO_MATRICES)
-        }
         raise UserError(
-            "--lora: this upstream has no matrices that LoRA can adapt (it is made of "
-            f"{', '.join(sorted(kinds)) or 'other modules'}). Keep it frozen, or train all of it "
-            "with --upstream_trainable."
+            f"--lora: this upstream has no matrices that LoRA can adapt (it {_made_of(upstream)}). "
+            "Keep it frozen, or train all of it with --upstream_trainable."
         )
     layers = selected_layers(upstream, options)
     chosen: set[Target] = set()
@@ -107,7 +104,7 @@ def find_targets(upstream: nn.Module, options: LoraOptions) -> list[Target]:
         anywhere = options.layers is None
         inside = [each for each in matched if anywhere or _layer_of(each.name) in layers]
         if not inside:
-            why = f"nothing in layers {options.layers}" if matched else _why_none(entry, candidates)
+            why = f"nothing in layers {options.layers}" if matched else _why_none(entry, upstream)
             problems.append(f"'{entry}': {why}")
         chosen.update(inside)
     if problems:
@@ -119,6 +116,14 @@ def find_targets(upstream: nn.Module, options: LoraOptions) -> list[Target]:
             f"It has these matrices: {', '.join(names[:SHOWN])}{more}.",
         )
     return [target for target in candidates if target in chosen]
+
+
+def unknown_to_presets(upstream: nn.Module, options: LoraOptions) -> list[str]:
+    """Matrices of the selected layers that no preset means; none where targets are a list."""
+    layers = selected_layers(upstream, options) if isinstance(options.targets, str) else []
+    names = [target.name for target in linear_targets(upstream)]
+    inside = [name for name in names if _layer_of(name) in layers]
+    return [name for name in inside if not _matches("all", name, layers)]
 
 
 def describe_targets(upstream: nn.Module, names: Collection[str]) -> LoraOptions:
@@ -153,14 +158,22 @@ def _matches(entry: str, name: str, layers: list[str]) -> bool:
     return _layer_of(name) in layers and (any(kinds.values()) if entry == "all" else kinds[entry])
 
 
-def _why_none(entry: str, candidates: list[Target]) -> str:
+def _why_none(entry: str, upstream: nn.Module) -> str:
     if entry in PRESETS:
+        none = "finds none that it knows here"
+        if not transformer_layers(upstream):
+            none = f"this upstream has none that are known (it {_made_of(upstream)})"
         return (
-            "this preset means matrices of transformer layers, and finds none that it knows here; "
+            f"this preset means matrices of transformer layers, and {none}; "
             "name the modules to adapt in a list"
         )
-    leaves = {target.name.rsplit(".", 1)[-1] for target in candidates} | set(PRESETS)
-    return f"no module of that name.{did_you_mean(entry, leaves)}"
+    ends = {target.name.rsplit(".", 1)[-1] for target in linear_targets(upstream)}
+    return f"no module of that name.{did_you_mean(entry, ends | set(PRESETS))}"
+
+
+def _made_of(upstream: nn.Module) -> str:
+    kinds = {type(each).__name__ for each in upstream.modules() if isinstance(each, NO_MATRICES)}
+    return f"is made of {', '.join(sorted(kinds)) or 'other modules'}"
 
 
 def _layer_of(name: str) -> str | None:

@@ -1,14 +1,18 @@
 """LoRA on a tiny model of every family: what trains, what stays equal, what is refused."""
 
 import copy
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_families import FAMILIES, TorchExpert, noise
+import transformers
+from tiny_families import FAMILIES, HUGGING, TorchExpert, noise
 from torch import nn
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.options import read_options
+from s3prl_varan.tuning import targets
 from s3prl_varan.tuning.lora import (
     LoraDelta,
     LoraOptions,
@@ -25,6 +29,7 @@ from s3prl_varan.tuning.modes import (
     set_train_modes,
 )
 from s3prl_varan.tuning.targets import find_targets, name_patterns, transformer_layers
+from s3prl_varan.upstream.wrapper import build_upstream
 from tests.tuning.training_steps import hidden_states, loss_of, snapshot, steps
 
 PER_LAYER = {"ffn": 2, "attention": 4, "all": 6}
@@ -208,6 +213,104 @@ def test_an_upstream_without_matrices_says_what_it_is_made_of():
         apply_lora(recurrent, LoraOptions(targets=["rnn"]))
     with pytest.raises(UserError, match=r"LoRA can adapt .*other modules\). Keep it frozen"):
         apply_lora(nn.Identity(), LoraOptions())
+
+
+def test_upstreams_without_transformer_layers_say_so():
+    from s3prl.upstream.apc.apc import APC
+    from s3prl.upstream.npc.npc import NPC
+
+    parts = {"input_size": 24, "hidden_size": 16, "dropout": 0.0, "residual": True}
+    codes = {"codebook_size": [8], "code_dim": [16], "gumbel_temperature": 1}
+    gru = APC(num_layers=2, vq=codes, **parts)
+    cnn = NPC(n_blocks=2, kernel_size=15, mask_size=5, vq=codes, **parts)
+    for upstream, made_of in ((gru, "GRU"), (cnn, "Conv1d")):
+        for preset in PER_LAYER:
+            with pytest.raises(
+                UserError,
+                match=f"(this upstream has none .*|no matrices .*)it is made of .*{made_of}",
+            ):
+                apply_lora(upstream, LoraOptions(targets=preset))
+
+
+def test_a_decoder_that_never_runs_is_left_out(tmp_path):
+    """MAE-AST keeps the decoder of its pre-training, beside the encoder."""
+    from s3prl.upstream.mae_ast.mae_ast import MAE_AST, MAE_AST_Config
+
+    small = {
+        f"{part}_{key}": value
+        for part in ("encoder", "decoder")
+        for key, value in {"layers": 2, "embed_dim": 32}.items()
+    }
+    model = {
+        **asdict(MAE_AST_Config()),
+        **small,
+        "encoder_ffn_embed_dim": 64,
+        "encoder_attention_heads": 4,
+    }
+    model |= {
+        "enc_sine_pos": True,
+        "dec_sine_pos": True,
+        "max_token_length": 2000,
+        "mask_selection": "static",
+    }
+    task = {
+        "feature_dim": 128,
+        "mask_type": "random_mask",
+        "feature_type": "fbank",
+        "sample_rate": 16000,
+        "feature_rate": 100,
+    }
+    weights = MAE_AST(SimpleNamespace(**model), SimpleNamespace(**task)).state_dict()
+    torch.save({"cfg": {"model": model, "task": task}, "model": weights}, tmp_path / "mae.pt")
+    upstream = build_upstream("mae_ast_local", str(tmp_path / "mae.pt"))
+    layers = [f"expert.model.encoder.layers.{index}" for index in (0, 1)]
+    assert transformer_layers(upstream) == layers
+    report = apply_lora(upstream, LoraOptions(rank=2, targets="all"))
+    assert len(report.modules) == 12 and not any("decoder" in each for each in report.modules)
+    steps(upstream)  # asks for a gradient of every adapter
+
+
+# Of each family of transformers: its config beside HUGGING, the matrices of a layer (attention,
+# ffn), and what is in its layers and no preset means.
+SEW = {"conv_dim": (16,) * 3, "conv_stride": (5, 2, 2), "conv_kernel": (10, 3, 3)}
+NO_CONV = {"conv_dim": None}
+KINDS = {
+    "Wav2Vec2": ({}, 4, 2, []),
+    "Hubert": ({}, 4, 2, []),
+    "WavLM": ({}, 4, 2, ["encoder.layers.*.attention.gru_rel_pos_linear"]),
+    "UniSpeech": ({}, 4, 2, []),
+    "UniSpeechSat": ({}, 4, 2, []),
+    "Data2VecAudio": ({}, 4, 2, []),
+    "SEW": (SEW, 4, 2, []),
+    "SEWD": (SEW, 4, 2, []),
+    "Wav2Vec2Conformer": ({}, 4, 4, ["encoder.layers.*.self_attn.linear_pos"]),
+    "Wav2Vec2Bert": (NO_CONV, 4, 4, []),
+    "AST": (NO_CONV, 4, 2, []),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_presets_find_every_matrix_or_name_what_they_leave(kind):
+    options, attention, ffn, unknown = KINDS[kind]
+    config = getattr(transformers, f"{kind}Config")(**{**HUGGING, **options})
+    for preset, count in (("attention", attention), ("ffn", ffn), ("all", attention + ffn)):
+        model = getattr(transformers, f"{kind}Model")(config)
+        report = apply_lora(model, LoraOptions(rank=2, targets=preset))
+        assert len(report.modules) == count * config.num_hidden_layers
+        assert name_patterns(report.unknown) == unknown
+        for name in unknown:
+            assert f"No preset adapts {name}: name them in lora.targets" in str(report)
+    assert "No preset" not in str(
+        apply_lora(getattr(transformers, f"{kind}Model")(config), LoraOptions(targets=["all"]))
+    )
+
+
+def test_a_matrix_that_the_presets_do_not_know_is_named(monkeypatch):
+    known = [name for name in targets.ATTENTION if name != "key_proj"]
+    monkeypatch.setattr(targets, "ATTENTION", known)
+    model = transformers.SEWDModel(transformers.SEWDConfig(**{**HUGGING, **SEW}))
+    said = str(apply_lora(model, LoraOptions(targets="attention", layers=[1])))
+    assert "No preset adapts encoder.encoder.layer.*.attention.self.key_proj: name" in said
 
 
 def test_options_name_all_their_problems():
