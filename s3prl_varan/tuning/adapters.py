@@ -4,6 +4,8 @@
                   AutoModel.from_pretrained has them
     safetensors   FOLDER/adapter.safetensors, names as in our upstream; the header holds options,
                   upstream and its fingerprint, as JSON
+The tensors and header of either are checked when read; PEFT's adapter_config.json has no place for
+a digest.
 
 Matrices are named and shaped as PEFT has them: lora_A [rank, in], lora_B [out, rank].
 """
@@ -22,10 +24,12 @@ from s3prl_varan.options import read_options
 from s3prl_varan.tuning.lora import load_lora_state_dict, lora_report, lora_state_dict
 from s3prl_varan.tuning.options import LoraOptions
 from s3prl_varan.tuning.targets import describe_targets, linear_targets
+from s3prl_varan.tuning.tensor_files import read_tensors, write_tensors
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OUR_WEIGHTS = "adapter.safetensors"
 FORMAT = "s3prl_varan.lora.1"
+HEADER = {"format", "options", "upstream"}
 PEFT_PREFIX = "base_model.model."
 # Variants of LoRA in PEFT's config that mean another function than ours.
 REFUSED = (
@@ -82,7 +86,7 @@ def write_adapter(
             "options": json.dumps(asdict(lora_report(upstream).options)),
             "upstream": json.dumps(info),
         }
-        _write_safetensors(folder / OUR_WEIGHTS, lora_state_dict(upstream), header)
+        write_tensors(folder / OUR_WEIGHTS, lora_state_dict(upstream), header)
     return folder
 
 
@@ -95,12 +99,14 @@ def read_adapter(folder: str | Path, upstream: nn.Module) -> Adapter:
     if (folder / PEFT_CONFIG).is_file():
         return _read_peft(folder, upstream)
     path = folder / OUR_WEIGHTS
-    state, header = _read_safetensors(path)
+    state, header = read_tensors(_there(path))
     if header.get("format") != FORMAT:
         raise UserError(
             f"{path}: expected a safetensors file with format '{FORMAT}', found "
             f"{header.get('format')!r}."
         )
+    if set(header) != HEADER:
+        raise UserError(f"{path}: expected {sorted(HEADER)} in its header, found {sorted(header)}.")
     options = _read_options(json.loads(header["options"]), path)
     return Adapter(options, state, json.loads(header["upstream"]))
 
@@ -206,7 +212,7 @@ def _write_peft(folder: Path, upstream: nn.Module, info: dict[str, Any]) -> None
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    _write_safetensors(folder / PEFT_WEIGHTS, tensors, {"format": "pt"})
+    write_tensors(folder / PEFT_WEIGHTS, tensors, {"format": "pt"})
     write_atomic(folder / PEFT_CONFIG, json.dumps(config, indent=2))
 
 
@@ -217,7 +223,7 @@ def _read_peft(folder: Path, upstream: nn.Module) -> Adapter:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
     _check_peft_config(config, path)
-    tensors, _ = _read_safetensors(folder / PEFT_WEIGHTS)
+    tensors, _ = read_tensors(_there(folder / PEFT_WEIGHTS))
     places = _peft_names(upstream)
     state, unknown = {}, []
     for key, value in tensors.items():
@@ -285,24 +291,10 @@ def _peft_names(upstream: nn.Module) -> dict[str, str]:
     return {each + name.removeprefix(prefix): name for each in outer for name in names}
 
 
-def _write_safetensors(path: Path, state: dict[str, Tensor], header: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    write_atomic(path, save({key: value.contiguous() for key, value in state.items()}, header))
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
+def _there(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
             f"{path.parent} holds no adapter: expected {OUR_WEIGHTS}, or {PEFT_CONFIG} with "
             f"{PEFT_WEIGHTS}."
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors, is it damaged? ({error})"
-        ) from error
+    return path
