@@ -129,7 +129,7 @@ def _add_machine(group: Any) -> None:
     add = group.add_argument
     add("--seed", type=int, default=1337)
     add("--device", help="cuda or cpu (default: cuda when there is one)")
-    add("--cache_dir", metavar="DIR", help="where s3prl keeps downloaded checkpoints")
+    add("--cache_dir", metavar="DIR", help="where s3prl keeps downloads (of Hugging Face: HF_HOME)")
     add("--verbose", action="store_true", help="print the model, log more")
 
 

@@ -39,6 +39,7 @@ from s3prl_varan.training.data import Loaders
 from s3prl_varan.training.guards import check_longest
 from s3prl_varan.training.loop import Trainer
 from s3prl_varan.tuning.adapters import is_adapter, load_adapter
+from s3prl_varan.upstream.downloads import use_cache_dir
 
 logger = logging.getLogger(__name__)
 RESULTS = Path("result/downstream")
@@ -56,7 +57,7 @@ def run(args: Namespace) -> None:
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     patch_torchaudio()
     if args.cache_dir:
-        torch.hub.set_dir(args.cache_dir)
+        use_cache_dir(args.cache_dir)
     check_call(args)
     settings, folder, start = prepare(args)
     settings.check_corpus()

@@ -96,4 +96,4 @@ def test_train_go_on_evaluate_infer(name, options, task, place, tone_corpus, tmp
     call(capsys, "-m", "inference", "-e", whole, "-t", clip, *known)
     answer = json.loads((whole / "inference.jsonl").read_text().splitlines()[-1])
     assert [int(layer) for layer in answer["layer_weights"]] == result["layers"] * shown
-    assert sum(answer["layer_weights"].values()) == pytest.approx(shown, abs=1e-4)
+    assert sum(answer["layer_weights"].values()) == pytest.approx(int(shown), abs=1e-4)
