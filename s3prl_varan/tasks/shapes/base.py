@@ -123,9 +123,13 @@ class Task(ABC):
         paths: dict[Path, None] = {}
         for split in splits:
             try:
-                paths |= dict.fromkeys(item.path for item in self.items(split))
+                items = self.items(split)
             except UserError as error:
                 found |= dict.fromkeys(str(error).splitlines())
+                continue
+            paths |= dict.fromkeys(item.path for item in items)
+            if not items:
+                found[f"{split}: no clips"] = None
         checked = examine_audio_files(paths, decode=False)
         return [*found, *(file.problem for file in checked if file.problem)]
 
