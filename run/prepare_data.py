@@ -1,6 +1,9 @@
 #!/usr/bin/env python
 """Turn a corpus into the metadata that training reads.
 
+    python prepare_data.py labels FILE               your own: a CSV or TSV with the columns path,
+                                                     label (speaker, fold or split, start, end)
+    python prepare_data.py emodb ROOT                EmoDB: five speaker-independent folds
     python prepare_data.py ravdess ROOT              RAVDESS speech: four speaker-independent folds
                                                      and the released split
     python prepare_data.py iemocap ROOT              IEMOCAP as in SUPERB: five folds, one session
@@ -10,13 +13,15 @@
     python prepare_data.py librispeech ROOT          length tables for any folder in LibriSpeech's
                                                      layout
     python prepare_data.py manifest FILE.tsv         the same for recordings listed as
-                                                     `path TAB text`
+                                                     `path TAB text`, or in the columns path,
+                                                     text, speaker, split
 
 Each command has its own --help.
 """
 
 import argparse
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +31,9 @@ if importlib.util.find_spec("s3prl_varan") is None:  # run from a clone that is 
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+from s3prl_varan.corpora.emodb import prepare_emodb
 from s3prl_varan.corpora.iemocap import prepare_iemocap
+from s3prl_varan.corpora.labels import prepare_labels
 from s3prl_varan.corpora.librispeech import prepare_librispeech
 from s3prl_varan.corpora.manifest import UNKNOWN, prepare_manifest
 from s3prl_varan.corpora.ravdess import prepare_ravdess
@@ -52,6 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="corpus", required=True, metavar="CORPUS")
+    _add_labels(commands.add_parser("labels", parents=[shared], help="table of labelled clips"))
+    emodb = commands.add_parser("emodb", parents=[shared], help="folder that holds 03a01Fa.wav ...")
+    emodb.add_argument("root", metavar="ROOT", help="holds the recordings, or wav/ with them")
+    emodb.set_defaults(prepare=prepare_emodb)
     ravdess = commands.add_parser(
         "ravdess", parents=[shared], help="folder that holds Actor_01 .. Actor_24"
     )
@@ -77,6 +88,33 @@ def prepare_synthetic(**options: Any) -> object:
     from synthetic import prepare_synthetic as prepare
 
     return prepare(**options)
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=prepare_labels)
+    parser.add_argument(
+        "table",
+        metavar="FILE",
+        help="CSV or TSV; the first line names its columns: path, label; speaker, fold or split, "
+        "start and end (seconds) if there are such",
+    )
+    _add_audio_root(parser)
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how many to make where FILE has neither fold nor split (default 5)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the folds")
+
+
+def _add_audio_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--audio_root",
+        metavar="DIR",
+        help="what the paths are relative to (default: the file's folder)",
+    )
 
 
 def _add_synthetic(parser: argparse.ArgumentParser) -> None:
@@ -112,11 +150,7 @@ def _add_librispeech(parser: argparse.ArgumentParser) -> None:
 def _add_manifest(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(prepare=prepare_manifest)
     parser.add_argument("manifest", metavar="FILE.tsv")
-    parser.add_argument(
-        "--audio_root",
-        metavar="DIR",
-        help="what the paths are relative to (default: the file's folder)",
-    )
+    _add_audio_root(parser)
     parser.add_argument("--dev_ratio", type=float, default=0.1)
     parser.add_argument("--test_ratio", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0, help="of the split")
@@ -137,13 +171,24 @@ def _add_build_dict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def training_command(corpus: str, data: Path | None) -> str:
+    """What trains on a corpus that the command `corpus` prepared, "" where --data cannot say it."""
+    from s3prl_varan.tasks import find_task, task_names
+
+    tasks = [name for name in task_names() if corpus in find_task(name).preparations]
+    if not tasks or data is None:
+        return ""
+    place = shlex.quote(str(data))
+    return f"train on it: python run_downstream.py -u wavlm -d {tasks[0]} -f varan --data {place}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, prepare, print. Returns the exit status: 2 for a mistake in the input."""
     options = vars(build_parser().parse_args(argv))
-    del options["corpus"]
-    prepare = options.pop("prepare")
+    corpus, prepare = options.pop("corpus"), options.pop("prepare")
     try:
-        print(prepare(**options))
+        summary = prepare(**options)
+        print("\n".join(filter(None, [str(summary), training_command(corpus, summary.data)])))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

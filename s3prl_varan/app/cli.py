@@ -11,7 +11,7 @@ from s3prl_varan.tasks import task_names
 
 DESCRIPTION = "Train and evaluate a SUPERB downstream on any s3prl upstream with a featurizer."
 EPILOG = """examples:
-  run_downstream.py -u wavlm -d TASK -f varan
+  run_downstream.py -u wavlm -d TASK -f varan --data ROOT
   run_downstream.py -u wavlm -d TASK -f weighted_sum -v fold2 --seed 1
   run_downstream.py -u whisper -k openai/whisper-base -d TASK -f varan --lora
   run_downstream.py -u my.py:Expert -d my.py:Task -f my.py:Featurizer
@@ -79,6 +79,8 @@ def _add_task(group: Any) -> None:
     names = ", ".join(task_names())
     add = group.add_argument
     add("-d", "--downstream", metavar="TASK", help=f"{names}; or FILE.py:CLASS, MODULE:CLASS")
+    data = "where the corpus lies: sets all its paths and splits in the config, below -o"
+    add("--data", metavar="ROOT", help=data)
     add("-v", "--downstream_variant", metavar="FOLD", help="e.g. fold1")
     add("--folds", metavar="all|FOLD,...", help="train on every fold, one after another, average")
 

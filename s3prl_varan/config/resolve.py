@@ -55,6 +55,8 @@ def resolve(args: Namespace, stored: Stored | None = None) -> RunSettings:
         flags = Flags(**{**plain(flags), "config": None if origin is None else str(origin)})
     else:
         raw, origin = deepcopy(dict(stored.config)), stored.source
+    if flags.data is not None and (stored is None or flags.data != stored.args.get("data")):
+        _locate(raw, flags.data, task_class)
     for path, value in overrides:
         if path[0] == "config":
             set_key(raw, path[1:], value)
@@ -102,10 +104,10 @@ def _restored(args: Namespace, stored: Stored, known: list[str]) -> dict[str, An
     clash = [
         f"--{name} (there {kept.get(name)!r}, here {value!r})"
         for name, value in given.items()
-        if name != "config" and not same_name(kept.get(name), value)
+        if name not in ("config", "data") and not same_name(kept.get(name), value)
     ]
     if not clash:
-        kept |= {name: value for name, value in given.items() if name in NAMES}
+        kept |= {name: value for name, value in given.items() if name in (*NAMES, "data")}
         _refuse_unnamed_code(kept, [*given, *_overridden_flags(args)], stored.source)
         if "config" in given and not _same_config(args, given, stored):
             clash.append(f"--config (there {kept.get('config')!r}, here {given['config']!r})")
@@ -147,6 +149,28 @@ def _fresh_config(flags: Flags, task: type[Task]) -> tuple[dict[str, Any], Path 
     """The config file's content and its path; the task's own defaults where it ships no file."""
     path = find_config(flags.downstream, flags.config)
     return (deepcopy(dict(task.config)), None) if path is None else (read_config(path), path)
+
+
+def _locate(raw: dict[str, Any], root: str, task: type[Task]) -> None:
+    """--data: the paths and splits of a corpus in `root`, put into the config.
+
+    Splits to evaluate that the config names and the corpus has not give way to its first dev split.
+    """
+    if not Path(root).is_dir():
+        raise UserError(f"--data: no folder {root}.")
+    found = task.locate(Path(root))
+    for key, value in found.items():
+        set_key(raw, ["downstream_expert", "datarc", key], value)
+        if value is None:
+            del raw["downstream_expert"]["datarc"][key]
+    runner = raw.get("runner")
+    named = runner.get("eval_dataloaders") if isinstance(runner, dict) else None
+    if isinstance(runner, dict) and isinstance(named, list):
+        kept = [name for name in named if found.get(name, name) is not None]
+        devs = [name for name, value in found.items() if value and name.startswith("dev")]
+        if any(str(name).startswith("dev") for name in kept):
+            devs = []
+        runner["eval_dataloaders"] = [*devs[:1], *kept] or named
 
 
 def _read(

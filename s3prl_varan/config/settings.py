@@ -22,6 +22,7 @@ ID_LENGTH = 12  # hexadecimal digits of a run's identity
 # Where a run lies, how it is logged and how fast it goes, not what comes out.
 PLACE = (
     "args.config",
+    "args.data",
     "args.upstream_refresh",
     "config.runner.log_step",
     "config.runner.save_step",
@@ -52,6 +53,7 @@ class Flags:
     upstream_trainable: bool = False
     lora: bool = False
     config: str | None = None  # path, as it was given or found
+    data: str | None = None  # folder of the corpus; what it sets is in the config
 
     @property
     def tuning(self) -> str:

@@ -1,4 +1,7 @@
-"""Any transcribed recordings, listed as `path TAB text`, into LibriSpeech's layout and tables.
+"""Any transcribed recordings, listed in a table, into LibriSpeech's layout and tables.
+
+The table is tab-separated with the columns path, text, speaker and split, named in its first line;
+or it has lines `path TAB text` and no names.
 
 Texts are normalised to the dictionary's characters. What a dictionary cannot spell (digits,
 symbols) is reported and refused, unless the user says what to do with it: a digit's sound is not in
@@ -35,7 +38,8 @@ UNKNOWN = ("refuse", "drop_symbol", "drop_utterance")
 SPLITS = ("train", "dev", "test")
 MARKER = "prepared.json"  # in a folder that this module wrote and may replace
 _CHAPTER = "0"
-_HEADINGS = ("text", "transcript", "sentence")  # of the second column
+COLUMNS = ("path", "text", "speaker", "split")
+_HEADINGS = ("text", "transcript", "sentence")  # of the text
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Line:
     shown: str  # the path as written
     path: Path
     text: str  # normalised once it has been read
+    speaker: str = ""
+    split: str = ""  # where the manifest says
     info: AudioInfo | None = None
 
 
@@ -63,9 +69,10 @@ def prepare_manifest(
     """Write OUT/{train,dev,test}/<speaker>/0/ with the recordings, and OUT/<split>.csv.
 
     They are links, 16 kHz copies where needed. Paths are relative to audio_root, by default the
-    manifest's folder; the folder just above a recording counts as its speaker. out: default
-    meta_data beside the manifest. The split is drawn by text, seeded: a sentence said twice never
-    lies in two splits. It does not keep speakers apart. A ratio of 0 leaves a split out.
+    manifest's folder; without a column speaker the folder just above a recording counts as one.
+    out: default meta_data beside the manifest. Without a column split it is drawn by text, seeded:
+    a sentence said twice never lies in two splits. It does not keep speakers apart. A ratio of 0
+    leaves a split out.
     unknown: what to do about characters outside the alphabet, one of UNKNOWN. build_dict: the
     alphabet is the corpus's own letters, written to OUT/char.dict; digits and symbols stay unknown.
     skip_bad: leave out lines with other problems.
@@ -84,7 +91,7 @@ def prepare_manifest(
         raise _refusal(problems, refused, skip_bad)
     both = zip(lines, checked, strict=True)
     lines = [replace(line, info=file.info) for line, file in both if not file.problem]
-    parts = split_by_text(lines, dev_ratio, test_ratio, seed)
+    parts = _official(lines) or split_by_text(lines, dev_ratio, test_ratio, seed)
     target = output_folder(source.parent, out)
     _claim(target)
     summary = SpeechSummary(target, target, skipped=problems + emptied)
@@ -96,35 +103,79 @@ def prepare_manifest(
 def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
     """Lines with normalised text, and a message per line that is malformed or repeats a path.
 
-    A heading line is passed over.
+    Raises UserError where no line can be used, or the first names columns that are not known.
     """
     try:
         rows = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file. Give a text file with lines of the form path TAB text."
+            f"{path}: no such file. Give a text file with lines of the form path TAB text, or with "
+            f"named columns: {', '.join(COLUMNS)}."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    named = _named_columns(path, rows[0] if rows else "", audio_root)
+    columns = named or list(COLUMNS[:2])
     lines: dict[str, Line] = {}
     problems = []
     for number, row in enumerate(rows, start=1):
-        before, tab, after = row.partition("\t")
-        shown, text = before.strip(), after.strip()
-        heading = number == 1 and text.lower() in _HEADINGS and not (audio_root / shown).exists()
-        if not row.strip() or heading:
+        if not row.strip() or (number == 1 and named):
             continue
-        if not tab or not shown:
-            problems.append(f"{path}, line {number}: expected path TAB text, found '{row[:60]}'")
+        cells = [cell.strip() for cell in row.split("\t")]
+        values = dict(zip(columns, cells, strict=False))
+        shown, split = values["path"], values.get("split", "train")
+        problem = None
+        if len(cells) != len(columns) or not shown:
+            problem = f"expected {' TAB '.join(columns)}, found '{row[:60]}'"
         elif shown in lines:
-            problems.append(f"{path}, line {number}: {shown} is listed twice")
-        elif not normalise_text(text):
-            problems.append(f"{path}, line {number}: {shown} has no words ('{text}')")
+            problem = f"{shown} is listed twice"
+        elif not normalise_text(values["text"]):
+            problem = f"{shown} has no words ('{values['text']}')"
+        elif not values.get("speaker", "?"):
+            problem = f"{shown} has no speaker"
+        elif split not in SPLITS:
+            problem = f"split '{split}': expected train, dev or test.{did_you_mean(split, SPLITS)}"
+        if problem:
+            problems.append(f"{path}, line {number}: {problem}")
         else:
-            lines[shown] = Line(shown, audio_root / shown, normalise_text(text))
+            text, speaker = normalise_text(values["text"]), values.get("speaker", "")
+            given = values.get("split", "")
+            lines[shown] = Line(shown, audio_root / shown, text, speaker, given)
     if not lines:
         raise problems_error(f"{path}: no usable line of the form path TAB text", problems)
     return list(lines.values()), problems
+
+
+def _named_columns(path: Path, first: str, audio_root: Path) -> list[str]:
+    """The columns' names where the first line has them, else []; there may be two columns then.
+
+    Raises UserError for unknown names, and for more columns without names.
+    """
+    cells = first.split("\t")
+    names = ["text" if (name := cell.strip().lower()) in _HEADINGS else name for cell in cells]
+    if len(names) == 2 and names[1] == "text" and not (audio_root / cells[0].strip()).exists():
+        names[0] = "path"
+    if "path" not in names and len(names) <= 2:
+        return []
+    known = set(names) <= set(COLUMNS) and len(set(names)) == len(names)
+    if known and {"path", "text"} <= set(names):
+        return names
+    unknown = [name for name in names if name not in COLUMNS]
+    hint = "".join(did_you_mean(name, COLUMNS) for name in unknown[:1])
+    raise UserError(
+        f"{path}, line 1: {len(names)} columns. Where there are more than two, or names, the first "
+        f"line names them: path and text, and if you like speaker and split; each once and no "
+        f"others. Found: {', '.join(names)}.{hint}"
+    )
+
+
+def _official(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines by the split that the manifest gives; {} where it gives none."""
+    parts = {split: [line for line in lines if line.split == split] for split in SPLITS}
+    found = {split: rows for split, rows in parts.items() if rows}
+    if found and "train" not in found:
+        raise UserError(f"column split: no usable line of train, only {' and '.join(found)}")
+    return found
 
 
 def split_by_text(
@@ -254,7 +305,8 @@ def _place(line: Line, folder: Path, name: str, corpus: str, summary: SpeechSumm
     It is converted when it is not 16 kHz mono in a format that s3prl reads.
     """
     assert line.info is not None, "only checked files are placed"
-    chapter = folder / _slug(Path(line.shown).parent.name or corpus) / _CHAPTER
+    speaker = line.speaker or Path(line.shown).parent.name or corpus
+    chapter = folder / _slug(speaker) / _CHAPTER
     chapter.mkdir(parents=True, exist_ok=True)
     if not line.info.is_16k_mono or line.path.suffix.lower() not in AUDIO_SUFFIXES:
         target = chapter / f"{name}.flac"

@@ -23,6 +23,12 @@ class Summary:
     skipped: list[str] = field(default_factory=list)  # left out by --skip_bad, with the reason
     notes: list[str] = field(default_factory=list)  # worth knowing, not wrong enough to stop
 
+    @property
+    def data(self) -> Path | None:
+        """The folder in which --data finds all of it; None where it lies in two places."""
+        inside = self.out in (self.root, self.root / "meta_data")
+        return self.root if inside else None
+
     def note_others(self, recordings: Iterable[Path]) -> None:
         """Count the files beside the recordings that are none, or hidden: nothing reads them."""
         folders = sorted({path.parent for path in recordings})

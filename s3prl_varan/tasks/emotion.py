@@ -43,9 +43,9 @@ class Emotion(UtteranceTask):
     head_keys = (*UtteranceTask.head_keys, "DeepModel")
     remedy = (
         "Prepare the corpus with `python run/prepare_data.py iemocap|ravdess ROOT`, then point to "
-        'it with -o "config.downstream_expert.datarc.root=ROOT,,'
-        'config.downstream_expert.datarc.meta_data=ROOT/meta_data".'
+        "it with --data ROOT."
     )
+    preparations = ("iemocap", "ravdess", "synthetic")
 
     @dataclass(frozen=True, kw_only=True)
     class Data(UtteranceTask.Data):
@@ -76,6 +76,10 @@ class Emotion(UtteranceTask):
         return super().build_model(input_dim, output_dim)
 
     # ---- the corpus
+
+    @classmethod
+    def locate(cls, root: Path) -> dict[str, Any]:
+        return {"root": str(root), "meta_data": str(root / "meta_data")}
 
     @property
     def folder(self) -> Path:

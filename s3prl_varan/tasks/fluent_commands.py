@@ -33,8 +33,8 @@ class FluentCommands(UtteranceTask):
     name = "fluent_commands"
     title = "intent classification (IC)"
     remedy = (
-        "Unpack fluent_speech_commands_dataset (it holds data/ and wavs/) and set file_path in "
-        f"{SECTION}, with -o or -c."
+        "Unpack fluent_speech_commands_dataset (it holds data/ and wavs/) and point to it with "
+        "--data, or set file_path in config.downstream_expert.datarc."
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,10 @@ class FluentCommands(UtteranceTask):
         """Section `downstream_expert.datarc`."""
 
         file_path: str
+
+    @classmethod
+    def locate(cls, root: Path) -> dict[str, Any]:
+        return {"file_path": str(root)}
 
     def read_outputs(self) -> dict[str, list[str]]:
         """{slot: its values}, in the order in which train has them."""

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.errors import UserError
 from s3prl_varan.options import Count, Natural
-from s3prl_varan.tasks.shapes.base import Item
+from s3prl_varan.tasks.shapes.base import Item, first_there
 from s3prl_varan.tasks.shapes.clips import random_stretch
 from s3prl_varan.tasks.shapes.utterance import UtteranceTask
 
@@ -37,8 +38,9 @@ class SpeechCommands(UtteranceTask):
     draws_anew = True
     submission_folder = "ks_public"
     remedy = (
-        "Unpack speech_commands_v0.01 and speech_commands_test_set_v0.01, a folder each, and set "
-        f"speech_commands_root and speech_commands_test_root in {SECTION}, with -o or -c."
+        "Unpack speech_commands_v0.01 and speech_commands_test_set_v0.01, a folder each, and give "
+        "the folder that holds both with --data, or set speech_commands_root and "
+        f"speech_commands_test_root in {SECTION}."
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,15 @@ class SpeechCommands(UtteranceTask):
         batch_size: Count = 32  # of training and of evaluation
         num_workers: Natural = 4
         pre_load: bool = False  # keep decoded clips in memory
+
+    @classmethod
+    def locate(cls, root: Path) -> dict[str, Any]:
+        return {
+            "speech_commands_root": first_there(root, "speech_commands_v0.01", "train"),
+            "speech_commands_test_root": first_there(
+                root, "speech_commands_test_set_v0.01", "test"
+            ),
+        }
 
     def batch_size(self, training: bool) -> int:
         return self.data.batch_size

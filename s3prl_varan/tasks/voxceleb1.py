@@ -8,12 +8,13 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.options import Count
-from s3prl_varan.tasks.shapes.base import Item, Task
+from s3prl_varan.tasks.shapes.base import Item, Task, first_there
 from s3prl_varan.tasks.shapes.clips import random_stretch
 from s3prl_varan.tasks.shapes.utterance import UtteranceTask
 
@@ -33,7 +34,8 @@ class VoxCeleb1(UtteranceTask):
     submission_folder = "sid_public"
     remedy = (
         "Unpack VoxCeleb1 so that FILE_PATH/dev/wav and FILE_PATH/test/wav hold the speakers' "
-        f"folders, and set file_path and meta_data (iden_split.txt) in {SECTION}, with -o or -c."
+        "folders and FILE_PATH/iden_split.txt the splits, and point to it with --data FILE_PATH, "
+        f"or set file_path and meta_data in {SECTION}."
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class VoxCeleb1(UtteranceTask):
         file_path: str
         meta_data: str  # lines `1 id10003/na8-QEFmj44/00003.wav`; 1 train, 2 dev, 3 test
         max_timestep: Count | None = None  # samples; longer training clips are cut at random
+
+    @classmethod
+    def locate(cls, root: Path) -> dict[str, Any]:
+        lists = first_there(root, "iden_split.txt", "veri_test_class.txt")
+        return {"file_path": str(root), "meta_data": lists}
 
     def read_outputs(self) -> list[str]:
         return [f"id{FIRST + number}" for number in range(SPEAKERS)]

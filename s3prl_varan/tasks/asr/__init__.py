@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from s3prl_varan.errors import UserError
 from s3prl_varan.files import write_atomic
 from s3prl_varan.layerwise.outputs import Prediction
 from s3prl_varan.options import Count, Natural, plain, read_options
@@ -25,6 +26,9 @@ from s3prl_varan.tasks.shapes.metrics import error_rate
 
 logger = logging.getLogger(__name__)
 
+SUPERB_TRAIN = "train-clean-100"
+LIBRISPEECH = ("dev-clean", "dev-other", "test-clean", "test-other")
+
 
 class ASR(CTCTask):
     """A transcript a clip; word error rate chooses."""
@@ -36,10 +40,10 @@ class ASR(CTCTask):
     longest_piece = 30.0
     remedy = (
         "Prepare the corpus with `python run/prepare_data.py librispeech ROOT` (or `manifest "
-        "FILE.tsv`), then set libri_root, bucket_file and the splits in "
-        'config.downstream_expert.datarc, e.g. -o "config.downstream_expert.datarc.libri_root='
-        'ROOT,,config.downstream_expert.datarc.train=[train-clean-100]".'
+        "FILE.tsv`), then point to it with --data ROOT, or set libri_root, bucket_file and the "
+        "splits in config.downstream_expert.datarc."
     )
+    preparations = ("librispeech", "manifest")
 
     @dataclass(frozen=True, kw_only=True)
     class Data(CTCTask.Data):
@@ -70,6 +74,29 @@ class ASR(CTCTask):
             return {**values, **tables}
 
     # ---- the corpus
+
+    @classmethod
+    def locate(cls, root: Path) -> dict[str, Any]:
+        """The splits are the tables found: train-clean-100, else all train*; each dev* and test*.
+
+        Those of LibriSpeech that a config names by default are taken out where there are none.
+        """
+        folders = [folder for folder in (root / "meta_data", root) if any(folder.glob("*.csv"))]
+        if not folders:
+            raise UserError(f"--data {root}: no tables (*.csv) in it or in meta_data. {cls.remedy}")
+        tables = sorted(path.stem for path in folders[0].glob("*.csv"))
+        train = [name for name in tables if name.startswith("train")]
+        train = [SUPERB_TRAIN] if SUPERB_TRAIN in train else train
+        tested = {name: [name] for name in tables if name.startswith(("dev", "test"))}
+        dictionary = folders[0] / "char.dict"
+        return {
+            "libri_root": str(root),
+            "bucket_file": str(folders[0]),
+            "dict_path": str(dictionary) if dictionary.is_file() else None,
+            **dict.fromkeys(LIBRISPEECH),
+            "train": train or None,
+            **tested,
+        }
 
     @property
     def corpus_reader(self) -> Corpus:

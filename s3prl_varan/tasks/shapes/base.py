@@ -37,6 +37,11 @@ class Item:
     end: float | None = None  # seconds; None: to the end of the file
 
 
+def first_there(root: Path, *names: str) -> str:
+    """The first of these files or folders that `root` has, as a path; none there: the first."""
+    return str(root / next((name for name in names if (root / name).exists()), names[0]))
+
+
 class Task(ABC):
     """A downstream task on one corpus, with its options. Subclass it, or a shape in this folder.
 
@@ -57,6 +62,7 @@ class Task(ABC):
     knows_speakers: ClassVar[bool] = False  # those of training are meant to be in the other splits
     longest_piece: ClassVar[float | None] = None  # seconds; -m inference cuts longer recordings
     remedy: ClassVar[str] = "Set the paths in config.downstream_expert.datarc, with -o or -c."
+    preparations: ClassVar[tuple[str, ...]] = ()  # commands of prepare_data.py for its corpora
     head_keys: ClassVar[tuple[str, ...]] = ()  # keys of modelrc that describe the task's own head
     config: ClassVar[Mapping[str, Any]] = {}  # the default config of a task that ships none
 
@@ -93,6 +99,17 @@ class Task(ABC):
         return [name for name, value in values.items() if is_dataclass(value) and name != select]
 
     # ---- the corpus
+
+    @classmethod
+    def locate(cls, root: Path) -> dict[str, Any]:
+        """--data ROOT: the keys of datarc that a corpus in ROOT sets; None takes a key out.
+
+        UserError where ROOT cannot be such a corpus, or the task does not say (as here).
+        """
+        raise UserError(
+            f"--data: -d {cls.name} does not say where its files lie in a folder (it has no "
+            "`locate`). Set the paths in config.downstream_expert.datarc, with -o or -c."
+        )
 
     @property
     def corpus(self) -> str:
