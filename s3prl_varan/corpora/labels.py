@@ -263,6 +263,8 @@ def assign(clips: Sequence[LabelledClip], folds: int, seed: int, notes: list[str
             raise UserError(f"column fold: at least two folds are expected, found {names[0]}.")
     else:
         parts = _parts(clips, folds, seed, notes)
+        if len(parts) < folds:
+            notes.append(f"{len(parts)} speakers or recordings make so many folds, not {folds}")
         tested = {f"fold{number}": set(part) for number, part in enumerate(parts, start=1)}
     return {
         name: _with_dev(
@@ -280,7 +282,8 @@ def _with_dev(
     if "dev" in splits or not places:
         return splits
     train = [clips[at] for at in places]
-    parts = _parts(train, DEV_SHARE, seed, notes)
+    most = max(Counter(clip.label for clip in train).values())
+    parts = _parts(train, min(DEV_SHARE, max(2, most)), seed, notes)
     dev = min(parts, key=lambda part: len(_labels(train) - _labels(train, without=part)))
     chosen = {places[at] for at in dev}
     return ["dev" if at in chosen else split for at, split in enumerate(splits)]
@@ -303,15 +306,13 @@ def _parts(
     if count < 2:
         raise UserError(f"--folds {count}: at least 2 are expected.")
     groups = [clip.speaker or str(clip.path) for clip in clips]
-    distinct, named = len(set(groups)), bool(clips[0].speaker)
-    note = "no column speaker: a speaker may be both in training and in test"
-    if named:
-        note = f"{distinct} speakers are too few for {count} parts, some splits are larger"
-    if (not named or distinct < count) and note not in notes:
+    distinct, note = len(set(groups)), ""
+    if not clips[0].speaker:
+        note = "no column speaker: a speaker may be in several splits of those that were made"
+    elif distinct == 1:
+        note = f"no other speaker than {groups[0]} to part: two splits share this one"
+    if note and note not in notes:
         notes.append(note)
-    if distinct == 1 and named:
-        note = "with one speaker left to train on, dev or test clips are drawn from the same one"
-        notes += [note] if note not in notes else []
     whole = distinct == len(clips) or distinct == 1
     count = count if whole else min(count, distinct)
     splitter = StratifiedKFold if whole else StratifiedGroupKFold

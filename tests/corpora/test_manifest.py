@@ -168,3 +168,79 @@ def test_a_manifest_is_prepared_again_in_place_or_not_at_all(small_manifest, tmp
         "train",
         "train.csv",
     ]
+
+
+def named(path, *rows):
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_named_columns_give_speakers_and_official_splits(small_manifest, tmp_path):
+    splits = ["train"] * 12 + ["dev"] * 3 + ["test"] * 5
+    rows = [
+        f"{split}\tSay it\tp {number}.wav\tspeaker {number % 3}"
+        for number, split in enumerate(splits)
+    ]
+    path = named(small_manifest.parent / "named.tsv", "split\tsentence\tpath\tspeaker", *rows)
+    summary = manifest.prepare_manifest(path, tmp_path / "out")
+    assert {row.split: row.utterances for row in summary.rows} == {"train": 12, "dev": 3, "test": 5}
+    placed = {file.stem: file.parts[-4:-2] for file in (tmp_path / "out").rglob("*.wav")}
+    assert placed["p-0"] == ("train", "speaker-0") and placed["p-16"] == ("test", "speaker-1")
+    texts = "".join(file.read_text() for file in (tmp_path / "out").rglob("*.trans.txt"))
+    assert texts.count("SAY IT\n") == 20  # the same text in all splits, as the manifest has it
+    assert summary.data == tmp_path / "out"
+
+
+def test_two_named_columns_in_any_order(small_manifest, tmp_path):
+    rows = [f"Say {chr(97 + number)}\tp {number}.wav" for number in range(20)]
+    path = named(small_manifest.parent / "named.tsv", "text\tpath", *rows)
+    summary = manifest.prepare_manifest(path, tmp_path / "out")
+    assert sum(row.utterances for row in summary.rows) == 20
+    path = named(path, "file\ttranscript", *("\t".join(row.split("\t")[::-1]) for row in rows))
+    summary = manifest.prepare_manifest(path, tmp_path / "out")
+    assert sum(row.utterances for row in summary.rows) == 20
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("p 0.wav\tPress\tanna", "line 1: 3 columns. Where there are more than two"),
+        ("path\ttext\tspeeker", "Did you mean 'speaker'?"),
+        ("path\ttext\ttranscript", "each once"),
+        ("path\tspeaker\tsplit", "path and text"),
+        ("path\tlabel", "Found: path, label"),
+    ],
+)
+def test_columns_without_a_known_name_are_refused(header, expected, small_manifest, tmp_path):
+    rows = small_manifest.read_text().splitlines()
+    with pytest.raises(UserError) as raised:
+        manifest.prepare_manifest(named(small_manifest, header, *rows), tmp_path / "out")
+    assert expected in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_no_third_column_becomes_part_of_a_transcript(small_manifest, tmp_path):
+    edit(small_manifest, 3, "p 3.wav\tPress\tanna")
+    with pytest.raises(UserError, match="line 4: expected path TAB text, found"):
+        manifest.prepare_manifest(small_manifest, tmp_path / "out")
+
+
+def test_rows_of_named_columns_are_checked(small_manifest, tmp_path):
+    path = named(
+        small_manifest.parent / "named.tsv",
+        "path\ttext\tspeaker\tsplit",
+        "p 0.wav\tone\ta\ttrain",
+        "p 1.wav\ttwo\t\ttrain",
+        "p 2.wav\tthree\ta\ttests",
+        "p 3.wav\tfour\ta",
+    )
+    with pytest.raises(UserError) as raised:
+        manifest.prepare_manifest(path, tmp_path / "out")
+    for part in (
+        "line 3: p 1.wav has no speaker",
+        "line 4: split 'tests': expected train, dev or test. Did you mean 'test'?",
+        "line 5: expected path TAB text TAB speaker TAB split",
+    ):
+        assert part in str(raised.value)
+    path = named(path, "path\ttext\tsplit", "p 0.wav\tone\ttest")
+    with pytest.raises(UserError, match="no usable line of train, only test"):
+        manifest.prepare_manifest(path, tmp_path / "out")

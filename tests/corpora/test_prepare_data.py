@@ -49,7 +49,9 @@ def test_command_help_needs_no_heavy_import(tmp_path):
     assert not imported & {"torch", "torchaudio", "numpy", "soundfile"}
 
 
-@pytest.mark.parametrize("corpus", ["ravdess", "iemocap", "librispeech", "manifest", "synthetic"])
+@pytest.mark.parametrize(
+    "corpus", ["ravdess", "iemocap", "librispeech", "manifest", "synthetic", "labels", "emodb"]
+)
 def test_every_command_reaches_its_preparation(corpus, monkeypatch, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
     module = importlib.util.module_from_spec(spec)
@@ -57,11 +59,13 @@ def test_every_command_reaches_its_preparation(corpus, monkeypatch, tmp_path, ca
     file = tmp_path / "corpus" / "x"
     file.parent.mkdir()
     file.write_text("no tab here")
-    target = file if corpus == "manifest" else file.parent
+    target = file if corpus in ("manifest", "labels") else file.parent
     assert module.main([corpus, str(target)]) == 2
     message = capsys.readouterr().err
     expected = {
         "manifest": "path TAB text",
+        "labels": "no column path",
+        "emodb": "no recordings in it",
         "synthetic": "not empty",
         "iemocap": "Session1",
         "librispeech": "layout",

@@ -1,4 +1,7 @@
-"""Every example of the pages in docs/ is written out, every command there is run as it stands."""
+"""Every example of the pages in docs/ is written out, every command there is run as it stands.
+
+Those of your-own-labels.md train for fewer steps, by a further -o.
+"""
 
 import json
 import re
@@ -29,13 +32,20 @@ def commands(name: str) -> list[list[str]]:
 
 
 def run(command: list[str]) -> int:
+    import prepare_data
+
     from s3prl_varan.app import cli
     from s3prl_varan.report import cli as report
     from s3prl_varan.sweep import cli as sweep
 
     python, script, *argv = command
     assert python == "python"
-    entries = {"run_downstream.py": cli, "report.py": report, "sweep.py": sweep}
+    entries = {
+        "prepare_data.py": prepare_data,
+        "run_downstream.py": cli,
+        "report.py": report,
+        "sweep.py": sweep,
+    }
     return entries[script].main(argv)
 
 
@@ -106,6 +116,36 @@ def test_an_upstream(place, capsys):
     for command in commands("adding-an-upstream.md"):
         assert run(command) == 0, capsys.readouterr().err
     assert result("own")["test"]["test"]["acc"] > 60
+
+
+@pytest.mark.slow
+def test_your_own_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    labels, texts = ["path\tlabel\tspeaker"], ["path\ttext\tspeaker\tsplit"]
+    time = np.arange(6400) / 16000
+    for speaker, split in enumerate(["train"] * 4 + ["dev", "test"]):
+        for word, pitch in WORDS.items():
+            for number in range(2):
+                wave = 0.3 * np.sin(2 * np.pi * pitch * generator.uniform(0.97, 1.03) * time)
+                name = f"{word}_{speaker}_{number}.wav"
+                soundfile.write(name, wave.astype("float32"), 16000)
+                labels.append(f"{name}\t{word}\t{speaker}")
+                texts.append(f"{name}\t{word.title()}!\t{speaker}\t{split}")
+    Path("labels.tsv").write_text("\n".join(labels) + "\n")
+    Path("texts.tsv").write_text("\n".join(texts) + "\n")
+    Path("clip.wav").write_bytes(Path("low_0_0.wav").read_bytes())
+    short = "config.runner.total_steps=40,,config.runner.eval_step=20,,config.runner.save_step=20"
+    for command in commands("your-own-labels.md"):
+        trains = "run_downstream.py" in command and "inference" not in command
+        assert run([*command, *(["-o", short] if trains else [])]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    for said in ("-d classification -f varan --data", "-d asr -f varan --data"):
+        assert f"train on it: python run_downstream.py -u wavlm {said} {tmp_path}" in out
+    assert result("varan")["test"]["test"]["acc"] > 60 and result("varan")["fold"] == "fold1"
+    assert len(list(Path("folds").glob("*/fold?/result.json"))) == 10
+    assert "weighted_sum" in board("report") and "varan" in board("report")
+    assert result("asr")["test"].keys() == {"test"}
 
 
 def test_every_page_linked_from_contributing_is_run_here():
