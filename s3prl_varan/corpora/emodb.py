@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from s3prl_varan.audio import audio_files
-from s3prl_varan.corpora.labels import LabelledClip, prepare_table
+from s3prl_varan.corpora.folds import LabelledClip
+from s3prl_varan.corpora.labels import prepare_table
 from s3prl_varan.corpora.metadata import CorpusSummary
 from s3prl_varan.corpora.preparation import output_folder, require_folder
 from s3prl_varan.errors import UserError

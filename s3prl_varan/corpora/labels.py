@@ -10,21 +10,32 @@ import io
 import math
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from s3prl_varan.audio import (
     MIN_SAMPLES,
     SAMPLE_RATE,
-    AudioInfo,
     convert_to_16k_mono,
     examine_audio_files,
 )
+from s3prl_varan.corpora.folds import (
+    Assignment,
+    LabelledClip,
+    assign,
+    check_columns,
+    labels_of,
+)
 from s3prl_varan.corpora.metadata import SPLITS, CorpusSummary, SplitRow
-from s3prl_varan.corpora.preparation import absolute, output_folder
+from s3prl_varan.corpora.preparation import (
+    absolute,
+    check_column_names,
+    first_problems,
+    output_folder,
+    read_table_text,
+)
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
 from s3prl_varan.files import write_atomic
 
@@ -32,38 +43,9 @@ TABLE = "prepared_labels.tsv"
 COLUMNS = ("path", "label", "speaker", "fold", "split", "start", "end")
 NEEDED = COLUMNS[:2]
 KEPT = ("name", "path", "label", "speaker", "start", "end")  # of the prepared table
-MAX_PROBLEMS = 10  # in one message
+CONTENT = f"a first line that names its columns: {', '.join(COLUMNS)}; path and label are needed"
 MAX_CLASSES = 12  # with a column each in the summary
-DEV_SHARE = 5  # dev is one part in so many of what is left for training
 SLACK = 0.1  # seconds that an end may lie behind the file's own
-Assignment = dict[str, list[str]]  # `split`, or the name of each fold -> the split of every clip
-
-
-@dataclass(frozen=True)
-class LabelledClip:
-    """A recording, or a stretch of one, with its label."""
-
-    shown: str  # the path as written
-    path: Path
-    label: str
-    speaker: str = ""
-    fold: str = ""  # where the user's table has them: the one that this clip is tested in
-    split: str = ""
-    start: float = 0.0  # seconds
-    end: float | None = None  # seconds; None: to the end of the file
-    info: AudioInfo | None = None  # of the file, once it has been checked
-
-    @property
-    def name(self) -> str:
-        """Unique, without white space."""
-        stretch = "" if self.end is None and not self.start else f":{self.start:g}-{self.end or ''}"
-        return "_".join(self.shown.split()) + stretch
-
-    @property
-    def seconds(self) -> float:
-        """Length of the stretch."""
-        assert self.info is not None, "only checked files are asked"
-        return min(self.info.seconds, self.end or math.inf) - self.start
 
 
 def prepare_labels(
@@ -111,19 +93,14 @@ def prepare_table(
     if bad and (not skip_bad or not good):
         headline = f"{len(bad)} problems in {summary.name}; nothing was written:"
         remedy = "Mend these, or leave them out with --skip_bad."
-        raise problems_error(headline, _first(bad), remedy)
-    summary.skipped = _first(bad)
+        raise problems_error(headline, first_problems(bad), remedy)
+    summary.skipped = first_problems(bad)
     columns = assign(good, folds, seed, summary.notes)
     check_columns(good, columns)
     good = _convert(good, base, summary)
     write_atomic(summary.out / TABLE, _content(good, columns, summary.out))
     summary.clips, summary.rows = len(good), list(_rows(good, columns))
     return summary
-
-
-def _first(problems: Sequence[str]) -> list[str]:
-    rest = len(problems) - MAX_PROBLEMS
-    return [*problems[:MAX_PROBLEMS], *([f"and {rest} more"] if rest > 0 else [])]
 
 
 # ---- reading the user's table
@@ -134,11 +111,14 @@ def read_labels(path: Path, base: Path) -> tuple[list[LabelledClip], list[str]]:
 
     Raises UserError where the table cannot be read, or its first line does not name its columns.
     """
-    text = _read_text(path)
+    text = read_table_text(path, f"a CSV or TSV file with {CONTENT}")
     lines = text.splitlines() or [""]
     delimiter = next((mark for mark in "\t,;" if mark in lines[0]), "\t")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = _named_columns(path, next(reader, []))
+    columns = [cell.strip().lower() for cell in next(reader, [])]
+    check_column_names(path, columns, COLUMNS, NEEDED)
+    if {"fold", "split"} <= set(columns):
+        raise UserError(f"{path}, line 1: columns fold and split: give one of them.")
     clips: dict[tuple[Path, float, float | None], LabelledClip] = {}
     problems = []
     for cells in reader:
@@ -157,39 +137,8 @@ def read_labels(path: Path, base: Path) -> tuple[list[LabelledClip], list[str]]:
         else:
             clips[found.path, found.start, found.end] = found
     if not clips:
-        raise problems_error(f"{path}: no row that can be used", _first(problems))
+        raise problems_error(f"{path}: no row that can be used", first_problems(problems))
     return list(clips.values()), problems
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file. Give a CSV or TSV file whose first line names its columns: "
-            f"{', '.join(COLUMNS)}; path and label are needed."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-
-
-def _named_columns(path: Path, cells: Sequence[str]) -> list[str]:
-    """The first line's names. UserError where it has none, or others than are known."""
-    names = [cell.strip().lower() for cell in cells]
-    lacking = [name for name in NEEDED if name not in names]
-    problems = [f"no column {name}" for name in lacking]
-    for name in dict.fromkeys(names):
-        if name not in COLUMNS:
-            problems.append(f"unknown column '{name}'.{did_you_mean(name, COLUMNS)}")
-        elif names.count(name) > 1:
-            problems.append(f"two columns are named {name}")
-    if {"fold", "split"} <= set(names):
-        problems.append("columns fold and split: give one of them")
-    if problems:
-        remedy = f"Known: {', '.join(COLUMNS)}. Take other columns out of the table."
-        headline = f"{path}, line 1: expected the names of the columns, at least path and label:"
-        raise problems_error(headline, _first(problems), remedy)
-    return names
 
 
 def _read_row(row: dict[str, str], base: Path) -> LabelledClip | str:
@@ -244,120 +193,6 @@ def check_clips(clips: Sequence[LabelledClip]) -> tuple[list[LabelledClip], list
     return good, problems
 
 
-# ---- folds
-
-
-def assign(clips: Sequence[LabelledClip], folds: int, seed: int, notes: list[str]) -> Assignment:
-    """The split of every clip, in each fold; what is worth knowing of them goes into `notes`.
-
-    Given splits are kept. Given folds are each tested once, and so are those that are made: as
-    alike in their labels as can be, none with a speaker (where none is named: a recording) of
-    another's. Where there is no dev it is taken out of train the same way.
-    """
-    if any(clip.split for clip in clips):
-        return {"split": _with_dev(clips, [clip.split for clip in clips], seed, notes)}
-    if any(clip.fold for clip in clips):
-        names = sorted({clip.fold for clip in clips}, key=lambda name: (len(name), name))
-        tested = {name: {at for at, c in enumerate(clips) if c.fold == name} for name in names}
-        if len(names) < 2:
-            raise UserError(f"column fold: at least two folds are expected, found {names[0]}.")
-    else:
-        parts = _parts(clips, folds, seed, notes)
-        if len(parts) < folds:
-            notes.append(f"{len(parts)} speakers or recordings make so many folds, not {folds}")
-        tested = {f"fold{number}": set(part) for number, part in enumerate(parts, start=1)}
-    return {
-        name: _with_dev(
-            clips, ["test" if at in part else "train" for at in range(len(clips))], seed, notes
-        )
-        for name, part in tested.items()
-    }
-
-
-def _with_dev(
-    clips: Sequence[LabelledClip], splits: list[str], seed: int, notes: list[str]
-) -> list[str]:
-    """The splits with a part of train as dev where there is none."""
-    places = [at for at, split in enumerate(splits) if split == "train"]
-    if "dev" in splits or not places:
-        return splits
-    train = [clips[at] for at in places]
-    most = max(Counter(clip.label for clip in train).values())
-    parts = _parts(train, min(DEV_SHARE, max(2, most)), seed, notes)
-    dev = min(parts, key=lambda part: len(_labels(train) - _labels(train, without=part)))
-    chosen = {places[at] for at in dev}
-    return ["dev" if at in chosen else split for at, split in enumerate(splits)]
-
-
-def _labels(clips: Sequence[LabelledClip], without: Sequence[int] = ()) -> set[str]:
-    left_out = set(without)
-    return {clip.label for at, clip in enumerate(clips) if at not in left_out}
-
-
-def _parts(
-    clips: Sequence[LabelledClip], count: int, seed: int, notes: list[str]
-) -> list[list[int]]:
-    """Places of the clips in `count` parts with about the same labels; groups are kept whole.
-
-    A group is a speaker, or where none is named a recording. Fewer groups make fewer parts.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    if count < 2:
-        raise UserError(f"--folds {count}: at least 2 are expected.")
-    groups = [clip.speaker or str(clip.path) for clip in clips]
-    distinct, note = len(set(groups)), ""
-    if not clips[0].speaker:
-        note = "no column speaker: a speaker may be in several splits of those that were made"
-    elif distinct == 1:
-        note = f"no other speaker than {groups[0]} to part: two splits share this one"
-    if note and note not in notes:
-        notes.append(note)
-    whole = distinct == len(clips) or distinct == 1
-    count = count if whole else min(count, distinct)
-    splitter = StratifiedKFold if whole else StratifiedGroupKFold
-    labels = [clip.label for clip in clips]
-    try:
-        with warnings.catch_warnings():  # of classes with fewer clips than parts: see the table
-            warnings.simplefilter("ignore", UserWarning)
-            found = splitter(n_splits=count, shuffle=True, random_state=seed).split(
-                labels, labels, groups
-            )
-            parts = [test.tolist() for _, test in found]
-    except ValueError as error:
-        raise UserError(
-            f"{len(clips)} clips of {len(set(labels))} labels cannot be parted into {count} folds "
-            f"({error}). Give more clips a label, fewer --folds, or a column fold or split."
-        ) from error
-    return [part for part in parts if part]
-
-
-def check_columns(clips: Sequence[LabelledClip], columns: Assignment) -> None:
-    """UserError where a split lacks clips or has labels that its train does not know."""
-    problems = []
-    for column, splits in columns.items():
-        counts = {split: Counter[str]() for split in SPLITS}
-        for clip, split in zip(clips, splits, strict=True):
-            counts[split][clip.label] += 1
-        if len(counts["train"]) < 2:
-            found = ", ".join(counts["train"]) or "none"
-            problems.append(f"{column}: at least two labels are needed in train, found {found}")
-            continue
-        problems += [
-            f"{column}: {count} {split} clips of {label!r}, of which train has none"
-            for split in ("dev", "test")
-            for label, count in counts[split].items()
-            if label not in counts["train"]
-        ]
-    if problems:
-        headline = f"{len(problems)} problems in the splits; nothing was written:"
-        remedy = (
-            "A label needs clips in train: of several speakers where folds keep speakers apart. "
-            "Take it out of the table, or give a column fold or split."
-        )
-        raise problems_error(headline, _first(problems), remedy)
-
-
 # ---- writing
 
 
@@ -392,7 +227,7 @@ def _content(clips: Sequence[LabelledClip], columns: Assignment, out: Path) -> s
 
 def _rows(clips: Sequence[LabelledClip], columns: Assignment) -> Iterator[SplitRow]:
     """A line of the summary for each split of each fold."""
-    labels = sorted(_labels(clips))
+    labels = sorted(labels_of(clips))
     for column, splits in columns.items():
         for split in SPLITS:
             mine = [clip for clip, name in zip(clips, splits, strict=True) if name == split]

@@ -29,7 +29,12 @@ from s3prl_varan.corpora.dictionary import (
     unknown_symbols,
 )
 from s3prl_varan.corpora.librispeech import transcript_file
-from s3prl_varan.corpora.preparation import absolute, output_folder
+from s3prl_varan.corpora.preparation import (
+    absolute,
+    check_column_names,
+    output_folder,
+    read_table_text,
+)
 from s3prl_varan.corpora.tables import SpeechSummary, Utterance, build_tables
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
 from s3prl_varan.files import atomic_path, write_atomic, write_texts
@@ -105,15 +110,8 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
 
     Raises UserError where no line can be used, or the first names columns that are not known.
     """
-    try:
-        rows = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file. Give a text file with lines of the form path TAB text, or with "
-            f"named columns: {', '.join(COLUMNS)}."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    wanted = "a text file with lines of the form path TAB text, or with named columns: "
+    rows = read_table_text(path, wanted + ", ".join(COLUMNS)).splitlines()
     named = _named_columns(path, rows[0] if rows else "", audio_root)
     columns = named or list(COLUMNS[:2])
     lines: dict[str, Line] = {}
@@ -157,16 +155,8 @@ def _named_columns(path: Path, first: str, audio_root: Path) -> list[str]:
         names[0] = "path"
     if "path" not in names and len(names) <= 2:
         return []
-    known = set(names) <= set(COLUMNS) and len(set(names)) == len(names)
-    if known and {"path", "text"} <= set(names):
-        return names
-    unknown = [name for name in names if name not in COLUMNS]
-    hint = "".join(did_you_mean(name, COLUMNS) for name in unknown[:1])
-    raise UserError(
-        f"{path}, line 1: {len(names)} columns. Where there are more than two, or names, the first "
-        f"line names them: path and text, and if you like speaker and split; each once and no "
-        f"others. Found: {', '.join(names)}.{hint}"
-    )
+    check_column_names(path, names, COLUMNS, COLUMNS[:2])
+    return names
 
 
 def _official(lines: Sequence[Line]) -> dict[str, list[Line]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_varan.audio import is_audio
-from s3prl_varan.errors import UserError
+from s3prl_varan.errors import UserError, did_you_mean, problems_error
 
 MAX_NAMED = 5  # files in one note
+MAX_PROBLEMS = 10  # of a table's rows in one message
 
 
 @dataclass
@@ -59,6 +60,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], words: int) -> 
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     forms = [f"{'<' if place < words else '>'}{width}" for place, width in enumerate(widths)]
     return ["  ".join(map(format, row, forms)) for row in cells]
+
+
+def first_problems(problems: Sequence[str]) -> list[str]:
+    """The first ten, and how many more there are."""
+    rest = len(problems) - MAX_PROBLEMS
+    return [*problems[:MAX_PROBLEMS], *([f"and {rest} more"] if rest > 0 else [])]
+
+
+def read_table_text(path: Path, wanted: str) -> str:
+    """The text of a user's table. UserError where it cannot be read; `wanted`: what to give."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file. Give {wanted}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def check_column_names(
+    path: Path, names: Sequence[str], known: Sequence[str], needed: Sequence[str]
+) -> None:
+    """UserError where a table's first line names other columns than are known, or too few."""
+    problems = [f"no column {name}" for name in needed if name not in names]
+    for name in dict.fromkeys(names):
+        if name not in known:
+            problems.append(f"unknown column '{name}'.{did_you_mean(name, known)}")
+        elif names.count(name) > 1:
+            problems.append(f"two columns are named {name}")
+    if problems:
+        headline = f"{path}, line 1: expected the names of the columns, {' and '.join(needed)}:"
+        remedy = f"Known: {', '.join(known)}. Take other columns out of the table."
+        raise problems_error(headline, first_problems(problems), remedy)
 
 
 def absolute(path: str | Path) -> Path:

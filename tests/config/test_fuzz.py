@@ -25,6 +25,7 @@ HANGS = 30  # seconds
 # What heads put out, where only a corpus would say.
 OUTPUTS = {
     "emotion": ["angry", "happy", "neutral", "sad"],
+    "classification": ["high", "low", "middle"],
     "fluent_commands": {
         "action": ["bring", "increase"],
         "object": ["shoes", "volume", "heat"],

@@ -249,6 +249,9 @@ def test_a_label_that_train_lacks_is_refused(rows, tmp_path):
     table = write(tmp_path / "l.tsv", "path\tlabel\tspeaker", *lines)
     message = refused(table, tmp_path)
     assert "2 test clips of 'only', of which train has none" in message
+    lines = [f"{row}\ttrain" for row in rows]
+    table = write(tmp_path / "l.tsv", "path\tlabel\tspeaker\tsplit", *lines)
+    assert "split: no test clips" in refused(table, tmp_path)
     one = [row.replace("\tlow", "\thigh").replace("\tmid", "\thigh") for row in rows]
     table = write(tmp_path / "l.tsv", "path\tlabel\tspeaker", *one)
     assert "at least two labels are needed in train, found high" in refused(table, tmp_path)
