@@ -115,15 +115,18 @@ def read_labels(path: Path, base: Path) -> tuple[list[LabelledClip], list[str]]:
     lines = text.splitlines() or [""]
     delimiter = next((mark for mark in "\t,;" if mark in lines[0]), "\t")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = [cell.strip().lower() for cell in next(reader, [])]
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:  # a quotation mark that is never closed, say
+        raise UserError(f"{path}, line {reader.line_num}: not CSV or TSV ({error})") from error
+    columns = [cell.lower() for cell in rows[0][1]] if rows else []
     check_column_names(path, columns, COLUMNS, NEEDED)
     if {"fold", "split"} <= set(columns):
         raise UserError(f"{path}, line 1: columns fold and split: give one of them.")
     clips: dict[tuple[Path, float, float | None], LabelledClip] = {}
     problems = []
-    for cells in reader:
-        where = f"{path.name}, line {reader.line_num}"
-        cells = [cell.strip() for cell in cells]
+    for number, cells in rows[1:]:
+        where = f"{path.name}, line {number}"
         if not any(cells):
             continue
         if len(cells) != len(columns):
@@ -160,7 +163,7 @@ def _read_row(row: dict[str, str], base: Path) -> LabelledClip | str:
     return LabelledClip(
         row["path"],
         Path(os.path.normpath(base / row["path"])),
-        row["label"],
+        " ".join(row["label"].split()),
         row.get("speaker", ""),
         fold if fold.startswith("fold") or not fold else f"fold{fold}",
         split,

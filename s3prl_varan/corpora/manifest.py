@@ -75,9 +75,9 @@ def prepare_manifest(
 
     They are links, 16 kHz copies where needed. Paths are relative to audio_root, by default the
     manifest's folder; without a column speaker the folder just above a recording counts as one.
-    out: default meta_data beside the manifest. Without a column split it is drawn by text, seeded:
-    a sentence said twice never lies in two splits. It does not keep speakers apart. A ratio of 0
-    leaves a split out.
+    out: default meta_data beside the manifest. What a column split does not give is drawn by text,
+    seeded: a sentence said twice never lies in two splits. It does not keep speakers apart. A ratio
+    of 0 leaves a split out.
     unknown: what to do about characters outside the alphabet, one of UNKNOWN. build_dict: the
     alphabet is the corpus's own letters, written to OUT/char.dict; digits and symbols stay unknown.
     skip_bad: leave out lines with other problems.
@@ -96,7 +96,7 @@ def prepare_manifest(
         raise _refusal(problems, refused, skip_bad)
     both = zip(lines, checked, strict=True)
     lines = [replace(line, info=file.info) for line, file in both if not file.problem]
-    parts = _official(lines) or split_by_text(lines, dev_ratio, test_ratio, seed)
+    parts = _official(lines, dev_ratio, seed) or split_by_text(lines, dev_ratio, test_ratio, seed)
     target = output_folder(source.parent, out)
     _claim(target)
     summary = SpeechSummary(target, target, skipped=problems + emptied)
@@ -121,7 +121,7 @@ def read_manifest(path: Path, audio_root: Path) -> tuple[list[Line], list[str]]:
             continue
         cells = [cell.strip() for cell in row.split("\t")]
         values = dict(zip(columns, cells, strict=False))
-        shown, split = values["path"], values.get("split", "train")
+        shown, split = values.get("path", ""), values.get("split", "train")
         problem = None
         if len(cells) != len(columns) or not shown:
             problem = f"expected {' TAB '.join(columns)}, found '{row[:60]}'"
@@ -159,12 +159,17 @@ def _named_columns(path: Path, first: str, audio_root: Path) -> list[str]:
     return names
 
 
-def _official(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The lines by the split that the manifest gives; {} where it gives none."""
+def _official(lines: Sequence[Line], dev_ratio: float, seed: int) -> dict[str, list[Line]]:
+    """The lines by the split that the manifest gives; {} where it gives none.
+
+    Without dev, dev_ratio of train becomes dev, by text.
+    """
     parts = {split: [line for line in lines if line.split == split] for split in SPLITS}
     found = {split: rows for split, rows in parts.items() if rows}
     if found and "train" not in found:
         raise UserError(f"column split: no usable line of train, only {' and '.join(found)}")
+    if found and "dev" not in found:
+        found |= split_by_text(found["train"], dev_ratio, 0, seed)
     return found
 
 

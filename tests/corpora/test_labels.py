@@ -266,6 +266,19 @@ def test_what_cannot_be_parted_is_refused(rows, tmp_path):
         prepare(tmp_path / "none.tsv", tmp_path)
 
 
+def test_a_table_that_is_no_table(rows, tmp_path):
+    table = write(tmp_path / "l.tsv", "path\tlabel\tspeaker", *rows)
+    text = table.read_text().replace("\tlow\t", '\t"low\t', 1)
+    table.write_text(text + "x" * 200_000)
+    assert "not CSV or TSV (field larger than field limit" in refused(table, tmp_path)
+    table.write_bytes(text.encode("utf-16"))
+    assert "cannot be read as UTF-8 text" in refused(table, tmp_path)
+    table.write_text("")
+    assert "expected the names of the columns" in refused(table, tmp_path)
+    table.write_text("path\tlabel\n\n")
+    assert "no row that can be used" in refused(table, tmp_path)
+
+
 def test_the_users_table_is_not_overwritten(rows, tmp_path):
     table = write(tmp_path / labels.TABLE, "path\tlabel\tspeaker", *rows)
     before = table.read_bytes()

@@ -189,6 +189,11 @@ def test_named_columns_give_speakers_and_official_splits(small_manifest, tmp_pat
     texts = "".join(file.read_text() for file in (tmp_path / "out").rglob("*.trans.txt"))
     assert texts.count("SAY IT\n") == 20  # the same text in all splits, as the manifest has it
     assert summary.data == tmp_path / "out"
+    rows = [row.replace("dev\tSay", "train\tSay") for row in rows]
+    rows = [row.replace("Say", f"Say {chr(97 + at)}") for at, row in enumerate(rows)]
+    path = named(path, "split\tsentence\tpath\tspeaker", *rows)
+    summary = manifest.prepare_manifest(path, tmp_path / "out", dev_ratio=0.2)
+    assert {row.split: row.utterances for row in summary.rows} == {"train": 12, "dev": 3, "test": 5}
 
 
 def test_two_named_columns_in_any_order(small_manifest, tmp_path):
@@ -241,6 +246,9 @@ def test_rows_of_named_columns_are_checked(small_manifest, tmp_path):
         "line 5: expected path TAB text TAB speaker TAB split",
     ):
         assert part in str(raised.value)
+    short = named(path, "text\tsplit\tpath", "one", "one\ttrain\tp 0.wav")
+    with pytest.raises(UserError, match="line 2: expected text TAB split TAB path, found 'one'"):
+        manifest.prepare_manifest(short, tmp_path / "out")
     path = named(path, "path\ttext\tsplit", "p 0.wav\tone\ttest")
     with pytest.raises(UserError, match="no usable line of train, only test"):
         manifest.prepare_manifest(path, tmp_path / "out")

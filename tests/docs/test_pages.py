@@ -136,6 +136,7 @@ def test_your_own_labels(tmp_path, monkeypatch, capsys):
     Path("texts.tsv").write_text("\n".join(texts) + "\n")
     Path("clip.wav").write_bytes(Path("low_0_0.wav").read_bytes())
     short = "config.runner.total_steps=40,,config.runner.eval_step=20,,config.runner.save_step=20"
+    short += ",,config.downstream_expert.datarc.num_workers=0"
     for command in commands("your-own-labels.md"):
         trains = "run_downstream.py" in command and "inference" not in command
         assert run([*command, *(["-o", short] if trains else [])]) == 0, capsys.readouterr().err
