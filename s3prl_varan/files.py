@@ -1,6 +1,7 @@
 """Files of experiments: written whole or not at all, read as they are meant. Imports no torch."""
 
 import copy
+import errno
 import fcntl
 import json
 import os
@@ -9,10 +10,12 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from s3prl_varan.errors import UserError
 
 RESULT = "result.json"  # of a finished experiment
 CONFIG = "config.yaml"  # of one that was started
@@ -20,15 +23,17 @@ METRICS = "metrics.jsonl"  # a row per evaluation and per stretch of training
 STATUS = "status.json"  # what a sweep knows of an experiment that has no result
 LOCK = ".lock"  # held by the process that runs an experiment
 PLAN = ".plan.json"  # end of the name of a sweep's list of experiments, started or not
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota used up, larger than allowed
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, needs: int = 0) -> Iterator[Path]:
     """`with atomic_path(target) as temporary:` write `temporary`; it then takes target's place.
 
     It lies in the same folder and has the same suffix, since some writers choose their format by
     it; it may become a file or a folder (whose target must be none yet, or an empty one). On an
-    error it is removed and an earlier target stays as it was.
+    error it is removed and an earlier target stays as it was. needs: its bytes, where known.
+    UserError where the disk has no room for it.
     """
     writer = f"{os.getpid()}.{threading.get_ident()}"
     temporary = target.with_name(f".{target.stem}.{writer}.tmp{target.suffix}")
@@ -37,10 +42,25 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _to_disk(temporary)  # else a power cut may keep the new name and lose what it names
         os.replace(temporary, target)
         _to_disk(target.parent)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        written = temporary.stat().st_size if temporary.is_file() else 0
+        raise no_room(target, error, written, needs) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def no_room(path: Path, error: OSError, written: int, needs: int = 0) -> UserError:
+    """A full disk as an error that says what to do. written, needs: bytes; 0 where not known."""
+    whole = f" of {needs:,}" if needs else ""
+    return UserError(
+        f"{path}: no room to write it ({error.strerror}). {written:,}{whole} bytes were written, "
+        "and removed again; files written before are as they were. Make space there, then give "
+        "the same command again, with -a to go on with a training."
+    )
 
 
 def _to_disk(path: Path) -> None:
@@ -57,8 +77,30 @@ def _to_disk(path: Path) -> None:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that readers find the old content or the new, never half of it."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_path(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line, all of it or nothing; a last line that a crash cut off is ended first.
+
+    UserError where the disk has no room for it.
+    """
+    with open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = size > 0 and file.read(1) != b"\n"
+        rest = b"\n" * torn + line.encode() + b"\n"
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            written = file.seek(0, os.SEEK_END) - size
+            file.truncate(size)
+            if error.errno not in FULL:
+                raise
+            raise no_room(path, error, written, written + len(rest)) from error
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
@@ -69,7 +111,17 @@ def write_texts(texts: Mapping[Path, str]) -> None:
             written.enter_context(atomic_path(path)).write_text(text, encoding="utf-8")
 
 
-_held_here: set[Path] = set()  # lock files that this process holds
+_held_here: dict[Path, TextIO] = {}  # lock files that this process holds
+
+
+def _let_go() -> None:
+    """In a forked process, such as loads data: else it held the lock on when its parent is dead."""
+    for file in _held_here.values():
+        file.close()
+    _held_here.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -90,15 +142,21 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        _held_here.add(path)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        _held_here[path] = lock
+        with suppress(OSError):  # for people: it is held on a full disk too
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         try:
             yield True
-        finally:  # not closed alone: processes that load data may have inherited the open file
-            _held_here.discard(path)
-            fcntl.flock(lock, fcntl.LOCK_UN)
+        finally:
+            if _held_here.pop(path, None) is not None:  # in a forked process it is not held
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove checkpoints that a killed process was writing; for whoever holds the folder."""
+    for path in folder.glob(".*.tmp.ckpt"):
+        path.unlink(missing_ok=True)
 
 
 def holder(folder: Path) -> str:

@@ -7,7 +7,9 @@ from typing import Any, NoReturn
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.featurizers import featurizer_names
+from s3prl_varan.files import FULL
 from s3prl_varan.tasks import task_names
+from s3prl_varan.training.stopping import Interrupted, ending_by_signal
 
 DESCRIPTION = "Train and evaluate a SUPERB downstream on any s3prl upstream with a featurizer."
 EPILOG = """examples:
@@ -148,19 +150,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of run_downstream.py and s3prl-varan: 0, or 2 for a mistake in the input."""
     args = parse_args(argv)
     try:
-        if args.folds:
-            from s3prl_varan.app.folds import run_folds
+        with ending_by_signal():
+            if args.folds:
+                from s3prl_varan.app.folds import run_folds
 
-            run_folds(args)
-        else:
-            from s3prl_varan.app.run import run
+                run_folds(args)
+            else:
+                from s3prl_varan.app.run import run
 
-            run(args)
+                run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted between steps: nothing was saved since the last checkpoint"
-        print(said, file=sys.stderr)
-        return 128 + getattr(stop, "number", 2)
+    except OSError as error:  # TensorBoard's events or a new folder: no other is left as it is
+        if error.errno not in FULL:
+            raise
+        print(f"error: no room to write {error.filename or 'a file'}: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     return 0

@@ -24,7 +24,7 @@ from s3prl_varan.compat import patch_torchaudio
 from s3prl_varan.config.resolve import resolve
 from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.errors import UserError
-from s3prl_varan.files import METRICS, RESULT, held, holder
+from s3prl_varan.files import METRICS, RESULT, clear_unfinished, held, holder
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.training.artifacts import Artifacts
 from s3prl_varan.training.checkpoint import (
@@ -106,6 +106,7 @@ def only_one(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by {holder(folder)}, which is training there. Wait for it, "
                 "stop it, or choose another folder with -n or -p."
             )
+        clear_unfinished(folder)
         yield
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_varan.config.settings import RunSettings
-from s3prl_varan.files import CONFIG, METRICS, RESULT, read_jsonl, write_atomic
+from s3prl_varan.files import CONFIG, METRICS, RESULT, append_line, read_jsonl, write_atomic
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.tasks.shapes.metrics import confusion
 from s3prl_varan.training.checkpoint import BEST, model_state, save_checkpoint, states_of
@@ -72,8 +72,7 @@ class Artifacts:
     def write_metrics(self, step: int, split: str, figures: dict[str, float], **more: Any) -> None:
         """A row of metrics.jsonl, and TensorBoard's scalars."""
         row = finite_json({"step": step, "split": split, **figures, **more})
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        append_line(self.folder / METRICS, json.dumps(row, allow_nan=False))
         if self.board is not None:
             for name, value in figures.items():
                 self.board.add_scalar(f"{split}/{name}", value, step)

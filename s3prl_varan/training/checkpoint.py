@@ -2,15 +2,19 @@
 
     states-STEP.ckpt   everything needed to resume
     dev-best.ckpt      the best on dev so far, for evaluation
-Both hold the featurizer, the heads, and of the upstream only what was trained.
+Both hold the featurizer, the heads, and of the upstream only what was trained. They are torch's
+zip files and at their end a line with the checksum of all that is before it: those of the zip leave
+out names, padding and the directory.
 """
 
 import random
-import zipfile
+import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -36,14 +40,50 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "Best": (dict,),
     "Outputs": (dict, list, str, int, NONE),
 }
-STATES = ("Optimizer", "Scheduler", "Random")  # of a states-STEP.ckpt, besides
+STATES = ("Optimizer", "Scheduler", "Random", "Unlogged")  # of a states-STEP.ckpt, besides
 UPSTREAM = ("name", "ckpt", "fingerprint")
+CHECKSUM = b"crc32 %08x\n"
+BLOCK = 1 << 20  # bytes read at a time
+
+
+class _Summed:
+    """A file whose checksum is known when it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sum = file, 0
+
+    def write(self, data: bytes) -> int:
+        """As a file does."""
+        self.sum = zlib.crc32(data, self.sum)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """torch asks for it."""
+        self.file.flush()
 
 
 def save_checkpoint(path: Path, payload: dict[str, Any]) -> None:
-    """torch.save, whole or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save(payload, temporary)
+    """torch.save and a checksum, whole or not at all. UserError where the disk has no room."""
+    with atomic_path(path, _bytes_of(payload)) as temporary, open(temporary, "wb") as file:
+        summed: Any = _Summed(file)
+        try:
+            torch.save(payload, summed)
+        except RuntimeError as error:  # torch's own, upon one of the file's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.write(CHECKSUM % summed.sum)
+
+
+def _bytes_of(value: Any) -> int:
+    """Of the tensors in it, which is nearly all of a checkpoint."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return 0
+    return sum(map(_bytes_of, value))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -58,11 +98,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of this program ({type(error).__name__}). It was not "
             "unpickled, since that could run code from it."
         ) from error
-    if isinstance(payload, dict) and "Featurizer" in payload and "Version" not in payload:
-        raise UserError(
-            f"{path} was made by s3prl_varan 0.1, whose checkpoints this version does not read. "
-            "Use version 0.1 for it, or train again; reports read its result.json as before."
-        )
     problems = field_problems(payload)
     if problems:
         raise problems_error(f"{path}: not a checkpoint of this program:", problems[:8])
@@ -71,14 +106,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def damage(path: Path) -> str:
     """What is wrong with the file itself, "" where nothing is. Every byte is read and checked."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # by the checksum of each of its parts
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        return f"not a checkpoint that can be read: damaged, or another file ({error})"
-    except NotImplementedError as error:  # a flipped bit that names another compression
-        return f"not a checkpoint that can be read: damaged ({error})"
-    return f"damaged: the checksum of its part {broken} is wrong" if broken else ""
+    total, left = 0, path.stat().st_size - len(CHECKSUM % 0)
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            total, left = zlib.crc32(block, total), left - len(block)
+        end = file.read()
+    if end == CHECKSUM % total:
+        return ""
+    if re.fullmatch(rb"crc32 [0-9a-f]{8}\n", end):
+        return "damaged: it is not what was written, by its checksum"
+    return (
+        "not a checkpoint that can be read: no checksum at its end. It is damaged, another file, "
+        "or made by s3prl_varan 0.1, whose checkpoints this version does not read (use version 0.1 "
+        "for it, or train again; reports read its result.json as before)."
+    )
 
 
 def field_problems(payload: Any) -> list[str]:
@@ -110,8 +151,9 @@ def _names(kinds: tuple[type, ...]) -> str:
 
 def states_of(folder: Path) -> list[Path]:
     """The states-STEP.ckpt of an experiment folder, by step; other names are passed over."""
-    found = [path for path in folder.glob("states-*.ckpt") if path.stem.split("-")[1].isdigit()]
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
+    found = {path: re.fullmatch(r"states-([0-9]+)\.ckpt", path.name) for path in folder.glob("*")}
+    steps = {path: int(name[1]) for path, name in found.items() if name}
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def find_checkpoint(place: str, *, resume: bool) -> Path:
@@ -228,3 +270,13 @@ def set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """What is drawn meanwhile, were it by a module imported for the first time, leaves no trace."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)

@@ -1,8 +1,10 @@
 """The training loop, one for all tasks, on `accelerate`: one process or several alike."""
 
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from s3prl_varan.training.checkpoint import (
     STATES,
     load_checkpoint,
     load_model_state,
+    random_kept,
     random_states,
     set_random_states,
 )  # fmt: skip
@@ -60,10 +63,19 @@ class Trainer:
         self.options = config.runner
         self.evaluator = Evaluator(model, task, accelerator)
         self.step, self.best = 0, Best()
+        self.losses: list[dict[str, Tensor]] = []  # of the steps since the last row of metrics
+        self.records: list[Record] = []
         self.lora_checked = False
 
     def run(self, resume: dict[str, Any] | None, tested: Sequence[str]) -> None:
         """Train to total_steps or until dev is flat, then test the best checkpoint on dev."""
+        try:
+            self._run(resume, tested)
+        finally:  # TensorBoard's last events, however it ended
+            if self.artifacts is not None:
+                self.artifacts.close()
+
+    def _run(self, resume: dict[str, Any] | None, tested: Sequence[str]) -> None:
         started = time.perf_counter()
         self.setup(resume)
         self.train()
@@ -73,7 +85,6 @@ class Trainer:
         done = self.test(tested, self.best.step)
         if self.artifacts is not None:
             self.artifacts.write_result(self.best, done, self.step, seconds)
-            self.artifacts.close()
             print(f"experiment: {self.folder}")
 
     # ---- training
@@ -84,13 +95,7 @@ class Trainer:
         optimizer = build_optimizer(model.parts, self.config.optimizer)
         self.scheduler = build_scheduler(optimizer, steps, self.config.scheduler)
         if resume is not None:
-            self._check_states(resume)
-            self.step, self.best = resume["Step"], Best(**resume["Best"])
-            optimizer.load_state_dict(resume["Optimizer"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(resume["Scheduler"])
-            if self.accelerator.scaler is not None and resume.get("Scaler"):
-                self.accelerator.scaler.load_state_dict(resume["Scaler"])
+            self._restore(resume, optimizer)
         if self.artifacts is not None:
             self.artifacts.rewind(self.step)
             self.artifacts.write_config()
@@ -101,7 +106,37 @@ class Trainer:
         loader = self.loaders.train(self.options.train_dataloader, start)
         self.batches: Iterator[Batch] = iter(loader)
         if resume is not None:  # last of all, so that nothing draws in between
-            set_random_states(resume["Random"])
+            with self._fitting():
+                set_random_states(resume["Random"])
+
+    def _restore(self, resume: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """All but the generators, which come last."""
+        self._check_states(resume)
+        with self._fitting():
+            self.step, self.best = resume["Step"], Best(**resume["Best"])
+            optimizer.load_state_dict(resume["Optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(resume["Scheduler"])
+            if self.accelerator.scaler is not None and resume.get("Scaler"):
+                self.accelerator.scaler.load_state_dict(resume["Scaler"])
+            device, unlogged = self.accelerator.device, resume["Unlogged"]
+            self.losses = [
+                {name: torch.tensor(term, device=device) for name, term in terms.items()}
+                for terms in unlogged["losses"]
+            ]
+            self.records = json.loads(unlogged["records"])
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """What a checkpoint's states raise where they are not those of this run, as UserError."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.folder}: the states of this checkpoint do not fit this run "
+                f"({type(error).__name__}: {error}). Resume from another states-*.ckpt, or start "
+                "from its weights with -i."
+            ) from error
 
     def _check_states(self, resume: dict[str, Any]) -> None:
         """UserError where a checkpoint cannot be gone on from, or what it counts on is gone."""
@@ -129,20 +164,17 @@ class Trainer:
             disable=self.artifacts is None,
             dynamic_ncols=True,
         )
-        losses: list[dict[str, Tensor]] = []
-        records: list[Record] = []
         stopped = 0
         # Unconditionally, and after every evaluation: a mode is set, never assumed.
         self.model.train()
         with StopRequests() as requests, bar:
             while self.step < options.total_steps and not self.dev_is_flat:
-                losses.append(self._step(records))
+                self.losses.append(self._step())
                 self.step += 1
                 bar.update()
                 last = self.step == options.total_steps
                 if self.step % options.log_step == 0 or last:
-                    self._log(losses, records, bar)
-                    losses, records = [], []
+                    self._log(bar)
                 if self.step % options.eval_step == 0 or last:
                     self._evaluate_dev(bar)
                     self.model.train()
@@ -168,7 +200,7 @@ class Trainer:
         patience = self.options.early_stop
         return patience > 0 and self.best.evaluations_since >= patience
 
-    def _step(self, records: list[Record]) -> dict[str, Tensor]:
+    def _step(self) -> dict[str, Tensor]:
         """One optimizer step, over gradient_accumulate_steps batches: mean terms, on the device."""
         count = self.options.gradient_accumulate_steps
         sums: dict[str, Tensor] = {}
@@ -187,7 +219,7 @@ class Trainer:
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0.0) + term.detach().float() / count
             if step.prediction is not None and self.artifacts is not None:
-                records += self.task.records(step.prediction, batch.items)
+                self.records += self.task.records(step.prediction, batch.items)
         if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         return sums
@@ -219,17 +251,20 @@ class Trainer:
                 "warm-up, or set runner.precision: fp32. The checkpoints written so far are kept."
             )
 
-    def _log(self, losses: list[dict[str, Tensor]], records: list[Record], bar: tqdm) -> None:
+    @random_kept()
+    def _log(self, bar: tqdm) -> None:
+        losses, records, self.losses, self.records = self.losses, self.records, [], []
+        if self.artifacts is None:
+            return
         means = {
             name: float(torch.stack([terms[name] for terms in losses]).mean()) for name in losses[0]
         }
-        if self.artifacts is None:
-            return
         figures = {**means, **(self.task.score(records) if records else {})}
         rate = self.optimizer.param_groups[-1]["lr"]
         self.artifacts.write_metrics(self.step, "train", {**figures, "lr": rate})
         bar.set_postfix(loss=f"{means['loss']:.3f}")
 
+    @random_kept()
     def _evaluate_dev(self, bar: tqdm) -> None:
         """Evaluate every split of eval_dataloaders; the first dev split chooses the checkpoint."""
         splits = self.options.eval_dataloaders
@@ -257,8 +292,20 @@ class Trainer:
                 "Scheduler": None if scheduler is None else scheduler.state_dict(),
                 "Scaler": None if scaler is None else scaler.state_dict(),
                 "Random": random_states(),
+                "Unlogged": self._unlogged(),
             }
             self.artifacts.save_states(self.step, self.best, states)
+
+    def _unlogged(self) -> dict[str, Any]:
+        """What the next row of metrics.jsonl is made of, as plain values."""
+        try:
+            records = json.dumps(self.records)
+        except (
+            TypeError
+        ):  # of a task of the user's: that row then tells of the steps after a resume
+            records = "[]"
+        losses = [{name: float(term) for name, term in terms.items()} for terms in self.losses]
+        return {"losses": losses, "records": records}
 
     # ---- evaluation
 

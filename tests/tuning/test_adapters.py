@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES, make_checkpoint, noise, tiny_upstream
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.training.checkpoint import save_checkpoint
 from s3prl_varan.tuning.adapters import (
     check_upstream,
     is_adapter,
@@ -366,7 +367,7 @@ def experiment(family, folder, expdir, lora=True):
         "Best": {},
         "Outputs": None,
     }
-    torch.save(payload, expdir / "dev-best.ckpt")
+    save_checkpoint(expdir / "dev-best.ckpt", payload)
     return upstream
 
 
@@ -392,7 +393,7 @@ def test_cli_refuses(cli, folder, tmp_path, capsys):
     upstream = experiment("wav2vec2_local", folder, tmp_path / "exp")
     payload = torch.load(tmp_path / "exp" / "dev-best.ckpt")
     payload["upstream"]["fingerprint"] = "0" * 32
-    torch.save(payload, tmp_path / "exp" / "dev-best.ckpt")
+    save_checkpoint(tmp_path / "exp" / "dev-best.ckpt", payload)
     assert cli([str(tmp_path / "exp"), str(tmp_path / "out")]) == 2
     assert f"this one is '{upstream.name}'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
