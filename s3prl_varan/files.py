@@ -154,8 +154,8 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove checkpoints that a killed process was writing; for whoever holds the folder."""
-    for path in folder.glob(".*.tmp.ckpt"):
+    """Remove what a killed process was writing; for whoever holds the folder."""
+    for path in folder.glob(".*.tmp.*"):
         path.unlink(missing_ok=True)
 
 
