@@ -14,10 +14,14 @@ PACKAGE = ROOT / "s3prl_varan"
 TOOLS = ROOT / "run"
 # Names of tasks that are English words: elsewhere they are looked for as -d NAME and the like.
 ENGLISH = {"classification"}
-# The English word: of corpora and probes of emotion, not of the task.
+# The English word: of corpora and probes of emotion, not of the task. And what mutates the configs
+# of all tasks, by name.
 SPEAKS_OF_EMOTION = {
     "run/micro_wavlm/probes.py",
     "run/prepare_data.py",
+    "run/stress/configs.py",
+    "run/stress/ground.py",
+    "run/stress/mutations.py",
     "run/synthetic/__init__.py",
     "s3prl_varan/corpora/emodb.py",
     "s3prl_varan/corpora/iemocap.py",

@@ -57,20 +57,20 @@ WAVLM = {
     "mask_length": 2,
     "extractor_mode": "layer_norm",
 }
-ACTORS, EMOTIONS, RATE = 8, 8, 16000
+ACTORS, LABELS, RATE = 8, 8, 16000
 
 
 def write_corpus(root: Path) -> Path:
-    """64 clips of 0.2 to 0.3 s, a pitch for each emotion."""
+    """64 clips of 0.2 to 0.3 s, a pitch for each class."""
     generator = np.random.default_rng(0)
     for actor in range(1, ACTORS + 1):
         folder = root / f"Actor_{actor:02d}"
         folder.mkdir(parents=True)
-        for emotion in range(1, EMOTIONS + 1):
+        for label in range(1, LABELS + 1):
             time = np.arange(int(RATE * generator.uniform(0.2, 0.3))) / RATE
-            wave = 0.3 * np.sin(2 * np.pi * (200 + 150 * emotion) * time)
+            wave = 0.3 * np.sin(2 * np.pi * (200 + 150 * label) * time)
             wave += 0.1 * generator.standard_normal(len(time))
-            name = f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav"
+            name = f"03-01-{label:02d}-01-01-01-{actor:02d}.wav"
             soundfile.write(folder / name, wave.astype("float32"), RATE)
     prepare_ravdess(root)
     return root
