@@ -75,7 +75,7 @@ def coded(path: Path, rng: random.Random) -> str:
     """8 bits, other codes, many channels, odd rates."""
     subtype = rng.choice(["PCM_U8", "PCM_24", "DOUBLE", "ALAW", "ULAW", "GSM610", "IMA_ADPCM"])
     rate = rng.choice([1, 100, 8000, 11025, 15999, 44100, 192000, 655350])
-    channels = 1 if subtype == "GSM610" else rng.choice([1, 2, 8])
+    channels = 1 if subtype in ("GSM610", "IMA_ADPCM") else rng.choice([1, 2, 8])
     soundfile.write(path, np.stack([WAVE] * channels, axis=1), rate, subtype=subtype)
     return f"{subtype}, {channels} channels at {rate} Hz"
 

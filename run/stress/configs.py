@@ -9,7 +9,7 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import yaml
@@ -73,7 +73,7 @@ def hang_guard() -> Iterator[None]:
 def outcome(task: str, path: Path, named: list[str]) -> tuple[str, str]:
     """ "works" or "refused", and what is wrong with how; named: names a refusal may have."""
     try:
-        with hang_guard():
+        with hang_guard(), redirect_stdout(None), redirect_stderr(None):
             build(task, path)
     except UserError as error:
         said = str(error)
@@ -110,4 +110,5 @@ def configs(ground: Ground, rng: random.Random) -> Iterator[Trial]:
     folder.mkdir()
     for name in BASES:
         ends, problems = try_base(name, folder, rng.random(), A_ROUND)
-        yield Trial("mutated config", "\n".join(problems), ends.total())
+        yield Trial("mutated config", count=ends.total() - len(problems))
+        yield from (Trial("mutated config", problem) for problem in problems)

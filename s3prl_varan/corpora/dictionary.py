@@ -66,7 +66,7 @@ def load_symbols(path: str | Path = CHAR_DICT) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a dictionary ({error})") from error
+        raise UserError(f"{path}: cannot be read as a dictionary (dict_path): {error}") from error
     symbols = []
     for number, line in enumerate(lines, start=1):
         symbol, _, count = line.rstrip().rpartition(" ")
