@@ -300,9 +300,7 @@ class Trainer:
         """What the next row of metrics.jsonl is made of, as plain values."""
         try:
             records = json.dumps(self.records)
-        except (
-            TypeError
-        ):  # of a task of the user's: that row then tells of the steps after a resume
+        except TypeError:  # of a user's own task: that row then tells of the steps after a resume
             records = "[]"
         losses = [{name: float(term) for name, term in terms.items()} for terms in self.losses]
         return {"losses": losses, "records": records}
