@@ -70,7 +70,7 @@ class Ended:
     @property
     def refusal(self) -> str:
         """What is wrong with it as a refusal: one message, no traceback; "" for nothing."""
-        errors = len(re.findall(r"^error: ", self.said, re.MULTILINE))
+        errors = len(re.findall(r"(?:^|\r)error: ", self.said, re.MULTILINE))  # after a bar, too
         if self.code == 2 and errors == 1 and "Traceback" not in self.said:
             return ""
         return f"ended with {self.code}, {errors} messages: {self.tail}"

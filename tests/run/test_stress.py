@@ -67,7 +67,7 @@ def test_folders_that_differ_are_seen_to(tmp_path):
 
 
 def test_only_one_message_without_traceback_is_a_refusal():
-    assert Ended(2, "error: no\n").refusal == ""
+    assert Ended(2, "error: no\n").refusal == Ended(2, "1/2 steps\rerror: no").refusal == ""
     assert Ended(1, "error: no\n").refusal and Ended(2, "no").refusal
     assert Ended(2, "Traceback\nerror: no").refusal and Ended(2, "error: a\nerror: b").refusal
 
