@@ -67,12 +67,12 @@ def _cut(ground: Ground, rng: random.Random, paths: list[Path]) -> Iterator[Tria
 
 def _fields(ground: Ground, rng: random.Random, kind: str) -> Iterator[Trial]:
     """A checkpoint, right by its checksum, that lacks a field or has another thing there."""
-    folder = copy_of(ground.reference(kind), ground.new("fields"))
-    source = states_of(folder)[-1]
-    whole = torch.load(source, weights_only=True)
-    (folder / "result.json").unlink()
+    reference = ground.reference(kind)
+    whole = torch.load(states_of(reference)[-1], weights_only=True)
     for _ in range(FIELDS):
-        payload = copy.deepcopy(whole)
+        folder = copy_of(reference, ground.new("fields"))
+        (folder / "result.json").unlink()
+        payload, source = copy.deepcopy(whole), states_of(folder)[-1]
         what = mutate(payload, rng)
         save_checkpoint(source, payload)
         call = rng.choice(["evaluate", "train"])

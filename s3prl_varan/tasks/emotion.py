@@ -127,7 +127,7 @@ class Emotion(UtteranceTask):
         if sorted(ids, key=ids.__getitem__) != self.outputs:
             raise UserError(
                 f"{self._list(split)}: class ids {ids} differ from those of training, which are "
-                f"{', '.join(self.outputs)} in this order. Prepare all splits together."
+                f"{self.outputs} in this order. Prepare all splits together."
             )
         root = Path(self.data.root)
         return [

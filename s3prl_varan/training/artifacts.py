@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,11 @@ from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.files import CONFIG, METRICS, RESULT, append_line, read_jsonl, write_atomic
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.tasks.shapes.metrics import confusion
-from s3prl_varan.training.checkpoint import BEST, model_state, save_checkpoint, states_of
+from s3prl_varan.training.checkpoint import BEST, Best, model_state, save_checkpoint, states_of
 from s3prl_varan.training.evaluation import Evaluation
 from s3prl_varan.training.layer_weights import write_layer_weights
 
 MAX_CONFUSION_CLASSES = 50
-
-
-@dataclass
-class Best:
-    """The best evaluation on dev so far."""
-
-    step: int = 0
-    value: float | None = None
-    figures: dict[str, float] | None = None
-    evaluations_since: int = 0
-
-    def update(self, step: int, figures: dict[str, float], metric: str, higher: bool) -> bool:
-        """Take note of an evaluation; is it a new best?"""
-        value = figures[metric]
-        improved = self.value is None or (value > self.value if higher else value < self.value)
-        self.evaluations_since = 0 if improved else self.evaluations_since + 1
-        if improved:
-            self.step, self.value, self.figures = step, value, figures
-        return improved
 
 
 class Artifacts:

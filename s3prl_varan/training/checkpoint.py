@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +28,8 @@ from s3prl_varan.tuning.lora import load_lora_state_dict, lora_state_dict
 BEST = "dev-best.ckpt"
 VERSION = 2  # of the format; 1 is that of s3prl_varan 0.1
 NONE = type(None)
-FIELDS: dict[str, tuple[type, ...]] = {
+Kinds = dict[str, tuple[type, ...]]
+FIELDS: Kinds = {
     "upstream": (dict,),
     "lora": (dict, NONE),
     "Upstream": (dict, NONE),
@@ -41,9 +42,35 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "Outputs": (dict, list, str, int, NONE),
 }
 STATES = ("Optimizer", "Scheduler", "Random", "Unlogged")  # of a states-STEP.ckpt, besides
-UPSTREAM = ("name", "ckpt", "fingerprint")
+UPSTREAM: Kinds = {"name": (str,), "ckpt": (str, NONE), "fingerprint": (str,)}
+LORA: Kinds = {"options": (dict,), "state": (dict,)}
+BEST_SO_FAR: Kinds = {
+    "step": (int,),
+    "value": (float, int, NONE),
+    "figures": (dict, NONE),
+    "evaluations_since": (int,),
+}
 CHECKSUM = b"crc32 %08x\n"
 BLOCK = 1 << 20  # bytes read at a time
+
+
+@dataclass
+class Best:
+    """The best evaluation on dev so far."""
+
+    step: int = 0
+    value: float | None = None
+    figures: dict[str, float] | None = None
+    evaluations_since: int = 0
+
+    def update(self, step: int, figures: dict[str, float], metric: str, higher: bool) -> bool:
+        """Take note of an evaluation; is it a new best?"""
+        value = figures[metric]
+        improved = self.value is None or (value > self.value if higher else value < self.value)
+        self.evaluations_since = 0 if improved else self.evaluations_since + 1
+        if improved:
+            self.step, self.value, self.figures = step, value, figures
+        return improved
 
 
 class _Summed:
@@ -126,23 +153,34 @@ def field_problems(payload: Any) -> list[str]:
     """What a checkpoint lacks or has in another form than this program writes it."""
     if not isinstance(payload, dict):
         return [f"expected named parts, found {type(payload).__name__}"]
-    problems = [f"no '{key}'" for key in FIELDS if key not in payload]
-    problems += [
-        f"'{key}' is {type(payload[key]).__name__}, expected {_names(kinds)}"
-        for key, kinds in FIELDS.items()
-        if key in payload and not isinstance(payload[key], kinds)
-    ]
-    if not problems:
-        upstream, lora = payload["upstream"], payload["lora"]
-        problems += [f"'upstream' has no '{key}'" for key in UPSTREAM if key not in upstream]
-        if lora is not None:
-            problems += [
-                f"'lora' has no '{key}'" for key in ("options", "state") if key not in lora
-            ]
-        for part in ("Featurizer", "Downstream"):
-            if not all(isinstance(value, torch.Tensor) for value in payload[part].values()):
-                problems.append(f"'{part}' holds more than tensors")
+    problems = _kind_problems(payload, FIELDS)
+    if problems:
+        return problems
+    problems = _kind_problems(payload["upstream"], UPSTREAM, "upstream.")
+    problems += _kind_problems({**asdict(Best()), **payload["Best"]}, BEST_SO_FAR, "Best.")
+    states = {key: payload[key] or {} for key in ("Featurizer", "Downstream", "Upstream")}
+    if payload["lora"] is not None:
+        problems += _kind_problems(payload["lora"], LORA, "lora.")
+        states["lora.state"] = payload["lora"].get("state")
+    for part, state in states.items():
+        if isinstance(state, dict) and not _tensors_by_name(state):
+            problems.append(f"'{part}' holds more than tensors by name")
+    if payload["Step"] < 0:
+        problems.append(f"'Step' is {payload['Step']}, expected at least 0")
     return problems
+
+
+def _kind_problems(values: dict[str, Any], kinds: Kinds, prefix: str = "") -> list[str]:
+    problems = [f"no '{prefix}{key}'" for key in kinds if key not in values]
+    return problems + [
+        f"'{prefix}{key}' is {type(values[key]).__name__}, expected {_names(expected)}"
+        for key, expected in kinds.items()
+        if key in values and not isinstance(values[key], expected)
+    ]
+
+
+def _tensors_by_name(state: dict[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
 
 
 def _names(kinds: tuple[type, ...]) -> str:

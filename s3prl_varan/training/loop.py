@@ -20,7 +20,6 @@ from s3prl_varan.model import SpeechModel
 from s3prl_varan.tasks.shapes.base import Record, Task
 from s3prl_varan.training.artifacts import (
     Artifacts,
-    Best,
     count_parameters,
     figures_table,
     parameter_table,
@@ -28,6 +27,7 @@ from s3prl_varan.training.artifacts import (
 from s3prl_varan.training.checkpoint import (
     BEST,
     STATES,
+    Best,
     load_checkpoint,
     load_model_state,
     random_kept,

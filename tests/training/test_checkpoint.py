@@ -116,6 +116,26 @@ def test_fields_that_are_missing_or_of_another_kind_are_named(key, tmp_path):
             load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "key, inner, expected",
+    [
+        ("upstream", {"name": "u", "ckpt": None}, "no 'upstream.fingerprint'"),
+        ("upstream", {"name": 1, "ckpt": None, "fingerprint": ""}, "'upstream.name' is int"),
+        ("Best", {"step": []}, "'Best.step' is list, expected int"),
+        ("lora", {"options": {}, "state": [1]}, "'lora.state' is list, expected dict"),
+        ("lora", {"options": {}, "state": {"a": {}}}, "'lora.state' holds more than tensors"),
+        ("Upstream", {"weight": 1.0}, "'Upstream' holds more than tensors by name"),
+        ("Downstream", {3: torch.ones(1)}, "'Downstream' holds more than tensors by name"),
+        ("Step", -1, "'Step' is -1, expected at least 0"),
+    ],
+)
+def test_so_are_those_within(key, inner, expected, tmp_path):
+    path = tmp_path / "dev-best.ckpt"
+    save_checkpoint(path, {**payload(), key: inner})
+    with pytest.raises(UserError, match=f"of this program:\n  - {expected}"):
+        load_checkpoint(path)
+
+
 def test_strange_names_are_no_states(tmp_path):
     names = ["states-9.ckpt", "states-10.ckpt", "states-x.ckpt", "states-11.ckpt.bak"]
     names += ["states-²²².ckpt", "states-12-1.ckpt", "states-.ckpt", "old-states-13.ckpt"]
