@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -132,13 +134,18 @@ class Search(Work):
                 figures.append(result["dev"][cell.metric])
                 continue
             if status == "pruned" and prunes:
-                self.study.tell(draw.number, state=TrialState.PRUNED, skip_if_finished=True)
+                self._tell(draw, state=TrialState.PRUNED)
             elif status != "failed":
                 trial, known = Trial(self.study, draw._trial_id), set(draw.intermediate_values)
                 yield cell, partial(self._poor, cell, trial, figures, known) if prunes else None
             return
         if figures:
-            self.study.tell(draw.number, sum(figures) / len(figures), skip_if_finished=True)
+            self._tell(draw, values=sum(figures) / len(figures))
+
+    def _tell(self, draw: FrozenTrial, **outcome: Any) -> None:
+        """Tell the study how a draw ended, which another worker may do at the same moment."""
+        with suppress(UpdateFinishedTrialError):
+            self.study.tell(draw.number, **outcome, skip_if_finished=True)
 
     def _poor(self, cell: Cell, trial: Trial, before: list[float], known: set[int]) -> bool:
         """Tell the study new dev figures of a running cell and ask its pruner.
