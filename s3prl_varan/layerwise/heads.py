@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from s3prl_varan.errors import UserError
 from s3prl_varan.features.pooling import masked_mean
 from s3prl_varan.options import Share, Width
 
@@ -152,6 +153,27 @@ class CopiedHeads(nn.Module):
             return values.unflatten(0, (batch, layers)), out.view(batch, layers)[:, 0]
         results = [self._one(index, hidden[:, index], lengths) for index in range(layers)]
         return torch.stack([values for values, _ in results], dim=1), results[0][1]
+
+
+def copied_heads(
+    options: HeadOptions,
+    num_layers: int,
+    dim: int,
+    width: int,
+    build_model: Callable[[], nn.Module],
+) -> CopiedHeads:
+    """Copies of SUPERB's head, Linear(dim, width) then a model; UserError for a dropout."""
+    refuse_dropout(options)
+    return CopiedHeads(lambda: (nn.Linear(dim, width), build_model()), num_layers, options.shared)
+
+
+def refuse_dropout(options: HeadOptions) -> None:
+    """UserError where heads.dropout is asked of a head that has its own dropout in modelrc."""
+    if options.dropout > 0:
+        raise UserError(
+            "heads.dropout applies to linear heads; this task's own head has its dropout in "
+            "config.downstream_expert.modelrc: set it there, or choose heads.kind: linear."
+        )
 
 
 def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:

@@ -16,12 +16,11 @@ from s3prl_varan.layerwise.ctc import (
     layerwise_ctc,
     select_sequence,
 )  # fmt: skip
-from s3prl_varan.layerwise.heads import CopiedHeads, HeadOptions, LinearHeads
+from s3prl_varan.layerwise.heads import HeadOptions, LinearHeads, copied_heads
 from s3prl_varan.layerwise.objective import aggregate_log_probs
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.options import Count, Range, Share, Width, plain
 from s3prl_varan.tasks.shapes.base import Item, Task
-from s3prl_varan.tasks.shapes.utterance import refuse_dropout
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +114,10 @@ class CTCTask(Task):
                 shared=options.shared,
                 dropout=options.dropout,
             )
-        refuse_dropout(options)
         width = self.model.project_dim
-
-        def make() -> tuple[nn.Module, nn.Module]:
-            return nn.Linear(dim, width), self.build_model(width, units, downsample_rate)
-
-        return CopiedHeads(make, num_layers, options.shared)
+        return copied_heads(
+            options, num_layers, dim, width, lambda: self.build_model(width, units, downsample_rate)
+        )
 
     def build_model(self, input_dim: int, units: int, downsample_rate: int) -> nn.Module:
         """s3prl's model class that modelrc selects, for one layer."""

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_varan.errors import UserError
 from s3prl_varan.files import write_atomic
-from s3prl_varan.layerwise.heads import CopiedHeads, HeadOptions, LinearHeads
+from s3prl_varan.layerwise.heads import HeadOptions, LinearHeads, copied_heads
 from s3prl_varan.layerwise.objective import aggregate_log_probs
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.options import Width, plain
@@ -101,13 +100,10 @@ class UtteranceTask(Task):
                 shared=options.shared,
                 dropout=options.dropout,
             )
-        refuse_dropout(options)
         width = self.model.projector_dim
-
-        def make() -> tuple[nn.Module, nn.Module]:
-            return nn.Linear(dim, width), self.build_model(width, self.num_outputs)
-
-        return CopiedHeads(make, num_layers, options.shared)
+        return copied_heads(
+            options, num_layers, dim, width, lambda: self.build_model(width, self.num_outputs)
+        )
 
     @property
     def linear_on_mean(self) -> bool:
@@ -181,12 +177,3 @@ def most_probable(probabilities: Tensor, names: Sequence[str]) -> dict[str, Any]
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     by_name = {names[index]: value for index, value in pairs}
     return {"prediction": next(iter(by_name)), "probabilities": by_name}
-
-
-def refuse_dropout(options: HeadOptions) -> None:
-    """UserError where heads.dropout is asked of a head that has its own dropout in modelrc."""
-    if options.dropout > 0:
-        raise UserError(
-            "heads.dropout applies to linear heads; this task's own head has its dropout in "
-            "config.downstream_expert.modelrc: set it there, or choose heads.kind: linear."
-        )
