@@ -1,15 +1,17 @@
 """Files of experiments: written whole or not at all, read as they are meant. Imports no torch."""
 
 import copy
+import csv
 import errno
 import fcntl
+import io
 import json
 import os
 import re
 import shutil
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from s3prl_varan.errors import UserError
 RESULT = "result.json"  # of a finished experiment
 CONFIG = "config.yaml"  # of one that was started
 METRICS = "metrics.jsonl"  # a row per evaluation and per stretch of training
+CLIPS = "_clips.csv"  # ends the name of a split's file: what each clip adds to the metric
 STATUS = "status.json"  # what a sweep knows of an experiment that has no result
 LOCK = ".lock"  # held by the process that runs an experiment
 PLAN = ".plan.json"  # end of the name of a sweep's list of experiments, started or not
@@ -165,6 +168,13 @@ def holder(folder: Path) -> str:
         return (folder / LOCK).read_text(encoding="utf-8").strip() or "another process"
     except OSError:
         return "another process"
+
+
+def csv_text(rows: Iterable[Sequence[Any]], delimiter: str = ",") -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def read_json(path: Path) -> Any:

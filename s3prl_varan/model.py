@@ -7,7 +7,7 @@ One graph, also for DDP. Symbols everywhere: B batch, L layers handed on, N hidd
 T frames, D hidden size, C classes, V symbols.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,19 +119,35 @@ class SpeechModel(nn.Module):
             layers = [hidden.layers[index] for index in self.featurizer.layers]
             return stack_layers(layers, hidden.lengths, pool=self.pool, normalize=self.normalize)
 
-    def features(self, wavs: list[Tensor]) -> LayerFeatures:
+    def features(self, stack: LayerStack) -> LayerFeatures:
         """What the heads see."""
-        feats = self.featurizer(self.encode(wavs))
+        feats = self.featurizer(stack)
         return self.specaug(feats) if self.specaug is not None and self.training else feats
 
     def forward(self, wavs: list[Tensor], targets: Any) -> Step:
         """Loss and prediction of a batch: waveforms B x [num_samples], targets as collated."""
-        feats = self.features(wavs)
+        return self.step(self.encode(wavs), targets)
+
+    def step(self, stack: LayerStack, targets: Any) -> Step:
+        """The same, from the hidden states on."""
+        feats = self.features(stack)
         terms, prediction = self.downstream(feats, targets)
         return Step(terms, prediction, feats.layer_weights)
 
     @torch.no_grad()
+    def weighted_otherwise(
+        self, stack: LayerStack, logits: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Prediction]]:
+        """Predictions with each of `logits`, log q [B, N], in the place of the featurizer's own."""
+        hidden, out = None, None
+        for name, each in logits.items():
+            feats = self.featurizer.weigh(stack, each.to(stack.hidden.device))
+            if out is None or feats.hidden is not hidden:  # heads that do not see q run once
+                hidden, out = feats.hidden, self.downstream.outputs(feats)
+            yield name, self.downstream.predict(out, feats)
+
+    @torch.no_grad()
     def predict(self, wavs: list[Tensor]) -> tuple[Prediction, LayerFeatures]:
         """Prediction without targets, with the features it was made from."""
-        feats = self.features(wavs)
+        feats = self.features(self.encode(wavs))
         return self.downstream.predict(self.downstream.outputs(feats), feats), feats

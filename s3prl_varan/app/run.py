@@ -24,7 +24,7 @@ from s3prl_varan.compat import patch_torchaudio
 from s3prl_varan.config.resolve import resolve
 from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.errors import UserError
-from s3prl_varan.files import METRICS, RESULT, clear_unfinished, held, holder
+from s3prl_varan.files import CLIPS, METRICS, RESULT, clear_unfinished, held, holder
 from s3prl_varan.model import SpeechModel
 from s3prl_varan.training.artifacts import Artifacts
 from s3prl_varan.training.checkpoint import (
@@ -179,7 +179,7 @@ def claim(folder: Path, *, overwrite: bool) -> None:
     """Clear a folder for a new run, of one without a checkpoint too."""
     refuse_used(folder, overwrite=overwrite)
     used = states_of(folder)
-    for pattern in (RESULT, BEST, METRICS, "events.out.*"):
+    for pattern in (RESULT, BEST, METRICS, f"*{CLIPS}", "events.out.*"):
         used += folder.glob(pattern)
     for path in used:
         path.unlink(missing_ok=True)

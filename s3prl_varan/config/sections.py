@@ -24,6 +24,9 @@ class RunnerOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False  # torch.compile of upstream layers, posterior and linear heads
     early_stop: Natural = 0  # stop after so many evaluations without a new best on dev; 0 = off
+    # Training clips whose mean q(l | x) is put in its place at the end, to see what it is worth;
+    # 0 = do not look. For featurizers that weigh layers by the input.
+    dynamics_clips: Natural = 1000
     batch_by_length: bool = False  # batches of clips of similar length: less padding
     batch_seconds: Positive | None = None  # then: batch size by padded seconds, not by clips
 

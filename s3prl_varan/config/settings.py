@@ -27,6 +27,7 @@ PLACE = (
     "config.runner.log_step",
     "config.runner.save_step",
     "config.runner.max_keep",
+    "config.runner.dynamics_clips",
     "config.runner.compile",
     "config.downstream_expert.datarc.num_workers",
     "config.downstream_expert.datarc.pre_load",

@@ -31,6 +31,8 @@ class Featurizer(nn.Module):
     # Right for weights that frames do not decide; one that is not linear in the frames says False.
     takes_means: ClassVar[bool] = True
     weighs_layers: ClassVar[bool] = True  # else no weights are shown: it has none
+    # It weighs by a q(l | x) of its input: then `layer_logits` and `weigh` tell what that is worth.
+    depends_on_input: bool = False
     prior: Tensor
 
     @dataclass(frozen=True)
@@ -74,6 +76,14 @@ class Featurizer(nn.Module):
     def forward(self, stack: LayerStack) -> LayerFeatures:
         """stack.hidden [B, N, T, D], N = len(self.layers)."""
         raise TypeError(f"{type(self).__name__} needs a `forward` that says what it computes")
+
+    def layer_logits(self, stack: LayerStack) -> Tensor:
+        """log q(l | x) up to a constant, [B, N] in float32."""
+        raise TypeError(f"{type(self).__name__} needs `layer_logits` to depend on the input")
+
+    def weigh(self, stack: LayerStack, logits: Tensor) -> LayerFeatures:
+        """What `forward` gives with these logits [B, N] in the place of its own."""
+        raise TypeError(f"{type(self).__name__} needs a `weigh` that says what q is for")
 
     def one_stream(
         self, hidden: Tensor, stack: LayerStack, weights: Tensor, inner_kl: Tensor | None = None

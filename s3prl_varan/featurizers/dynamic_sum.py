@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from s3prl_varan.features.stack import LayerFeatures, LayerStack
 from s3prl_varan.featurizers.varan.weighing import LayerWeighing
@@ -34,8 +35,8 @@ class DynamicSum(LayerWeighing):
         super().__init__(*args, **kwargs)
         self.num_outputs = 1
 
-    def forward(self, stack: LayerStack) -> LayerFeatures:
-        log_q = layer_log_posterior(self.layer_logits(stack))  # [B, N]
+    def weigh(self, stack: LayerStack, logits: Tensor) -> LayerFeatures:
+        log_q = layer_log_posterior(logits)  # [B, N]
         weights = log_q.exp()
         summed = torch.einsum("bn,bntd->btd", weights.to(stack.hidden.dtype), stack.hidden)
         return self.one_stream(summed, stack, weights, divergence(log_q, self.prior))

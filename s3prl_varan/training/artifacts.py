@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,21 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from s3prl_varan.config.settings import RunSettings
-from s3prl_varan.files import CONFIG, METRICS, RESULT, append_line, read_jsonl, write_atomic
+from s3prl_varan.files import (
+    CLIPS,
+    CONFIG,
+    METRICS,
+    RESULT,
+    append_line,
+    csv_text,
+    read_jsonl,
+    write_atomic,
+)  # fmt: skip
 from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks.shapes.base import Record, Task
 from s3prl_varan.tasks.shapes.metrics import confusion
 from s3prl_varan.training.checkpoint import BEST, Best, model_state, save_checkpoint, states_of
+from s3prl_varan.training.dynamics import information
 from s3prl_varan.training.evaluation import Evaluation
 from s3prl_varan.training.layer_weights import write_layer_weights
 
@@ -69,11 +80,21 @@ class Artifacts:
             more["layer_weights"] = evaluation.layer_weights
         if final:
             more["final"] = True
+        if evaluation.dynamics is not None:
+            more["dynamics"] = evaluation.dynamics
+        elif self.model.featurizer.depends_on_input:
+            more["information_nats"] = information(records)[0]
         self.write_metrics(step, split, evaluation.figures, **more)
-        self.settings.task.write(records, split, self.folder)
-        layers = self.model.featurizer.layers
-        if len(layers) > 1 and self.model.featurizer.weighs_layers:
-            write_layer_weights(self.folder, layers, split, records, picture=final)
+        task, featurizer = self.settings.task, self.model.featurizer
+        task.write(records, split, self.folder)
+        if final:
+            write_clips(self.folder, task, split, records)
+        if len(featurizer.layers) > 1 and featurizer.weighs_layers:
+            prior = featurizer.prior.tolist()
+            of_layers = prior if len(prior) == len(featurizer.layers) else None
+            write_layer_weights(
+                self.folder, featurizer.layers, split, records, prior=of_layers, picture=final
+            )
 
     # ---- checkpoints
 
@@ -121,6 +142,9 @@ class Artifacts:
                 for split, each in tested.items()
                 if self.model.featurizer.weighs_layers
             },
+            "dynamics": {
+                split: each.dynamics for split, each in tested.items() if each.dynamics is not None
+            },
             "confusion": _confusions(tested),
             "parameters": count_parameters(self.model.parts),
             **stored,
@@ -134,6 +158,19 @@ class Artifacts:
         """Flush TensorBoard."""
         if self.board is not None:
             self.board.close()
+
+
+def write_clips(folder: Path, task: Task, split: str, records: Sequence[Record]) -> None:
+    """SPLIT_clips.csv: what each clip adds to the metric (Task.parts), for tests over clips."""
+    parts = [task.parts(record) for record in records]
+    rows = [
+        [record["name"], record["speaker"] or "", *(f"{value:g}" for value in part)]
+        for record, part in zip(records, parts, strict=True)
+        if part is not None
+    ]
+    if rows:
+        content = csv_text([["clip", "speaker", "amount", "of"], *rows])
+        write_atomic(folder / f"{split}{CLIPS}", content)
 
 
 def _confusions(tested: Mapping[str, Evaluation]) -> dict[str, Any]:

@@ -221,11 +221,20 @@ class Loaders:
     def evaluation(self, split: str) -> DataLoader:
         """Each clip exactly once over all processes."""
         clips = self.clips(split)
+        return self._each_once(clips, range(len(clips)))
+
+    def sample(self, split: str, count: int) -> DataLoader:
+        """Up to `count` training clips, evenly over the split and as training sees them."""
+        clips = self.clips(split, training=True)
+        count = min(count, len(clips))
+        return self._each_once(clips, [place * len(clips) // count for place in range(count)])
+
+    def _each_once(self, clips: Clips, indices: Sequence[int]) -> DataLoader:
         size = self.task.batch_size(training=False)
         if self.by_length:
-            batches = cut_by_length(range(len(clips)), clips.num_samples(), size, self.max_samples)
+            batches = cut_by_length(indices, clips.num_samples(), size, self.max_samples)
         else:
-            batches = cut(range(len(clips)), size)
+            batches = cut(indices, size)
         own = [[(index, index) for index in batch] for batch in batches[self.rank :: self.world]]
         return self._loader(clips, own)
 

@@ -2,9 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.layerwise.objective import Elbo
+from s3prl_varan.layerwise.objective import Elbo, layer_log_posterior
 from s3prl_varan.model import SpeechModel, Step
 from s3prl_varan.tasks.shapes.base import Record, Task
 from s3prl_varan.training.data import Batch
+from s3prl_varan.training.dynamics import Replacements, measure
 from s3prl_varan.training.guards import naming_clips, require_finite
+
+Row = tuple[int, Any]  # a clip's place in its split, and something of it
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,16 +31,12 @@ class Evaluation:
     split: str
     figures: dict[str, float]  # the task's, then loss, nll and kl in nats
     records: list[Record]  # of every clip, in the split's order; layer_weights among them
+    dynamics: dict[str, Any] | None = None  # see training/dynamics.py, where it was asked for
 
     @property
     def layer_weights(self) -> list[float]:
         """Mean share of each hidden state read."""
         return torch.tensor([row["layer_weights"] for row in self.records]).mean(dim=0).tolist()
-
-
-def terms_of(step: Step) -> dict[str, Tensor]:
-    """Scalars of a step: loss, nll, kl."""
-    return elbo_terms(step.terms)
 
 
 def elbo_terms(terms: Elbo) -> dict[str, Tensor]:
@@ -50,46 +51,86 @@ class Evaluator:
         self.model, self.task, self.accelerator = model, task, accelerator
 
     @torch.no_grad()
-    def evaluate(self, split: str, loader: Iterable[Batch]) -> Evaluation:
+    def evaluate(
+        self, split: str, loader: Iterable[Batch], replacements: Replacements | None = None
+    ) -> Evaluation:
         """Figures and records of `split`, whose clips `loader` brings, this process's share.
 
+        replacements: evaluate also with these in the place of q(l | x), for `dynamics`.
         UserError where an output or the figure that chooses is not finite.
         """
         self.model.eval()
-        rows: list[tuple[int, Record]] = []
+        rows: list[Row] = []  # of the model as it is, ...
+        replaced: dict[str, list[Row]] = defaultdict(list)  # ... and with other weights
         sums: dict[str, float] = defaultdict(float)
-        quiet = not self.accelerator.is_main_process
-        for batch in tqdm(loader, desc=split, leave=False, disable=quiet, dynamic_ncols=True):
-            step = self.run(batch)
-            assert step.prediction is not None
-            require_finite(self.model, step.prediction, batch.names, step.terms.loss)
-            for name, term in terms_of(step).items():
-                sums[name] += float(term) * len(batch.wavs)
-            rows += zip(batch.indices, batch_records(self.task, step, batch), strict=True)
-        rows, sums = self._gather(rows, dict(sums))
-        records = [record for _, record in sorted(rows, key=lambda row: row[0])]
+        for batch in self._progress(loader, split):
+            with self._guard(batch):
+                wavs, targets = to_device(self.model, batch, self.accelerator.device)
+                stack = self.model.encode(wavs)
+                step = self.model.step(stack, targets)
+                assert step.prediction is not None
+                require_finite(self.model, step.prediction, batch.names, step.terms.loss)
+                for name, term in elbo_terms(step.terms).items():
+                    sums[name] += float(term) * len(batch.wavs)
+                rows += zip(batch.indices, batch_records(self.task, step, batch), strict=True)
+                logits = replacements.logits(batch.indices) if replacements else {}
+                for name, weighted in self.model.weighted_otherwise(stack, logits):
+                    records = self.task.records(weighted, batch.items)
+                    replaced[name] += zip(batch.indices, records, strict=True)
+        parts = self._gather((rows, dict(replaced), dict(sums)))
+        records = in_order(row for part, _, _ in parts for row in part)
         figures = self.task.score(records)
-        figures |= {name: total / len(records) for name, total in sums.items()}
+        for name in sums:
+            figures[name] = sum(part.get(name, 0.0) for _, _, part in parts) / len(records)
         if not math.isfinite(figures[self.task.metric]):
             raise UserError(
                 f"{split}: {self.task.metric} is {figures[self.task.metric]}, no figure."
             )
-        return Evaluation(split, figures, records)
+        if replacements is None:
+            return Evaluation(split, figures, records)
+        others = {
+            name: in_order(row for _, part, _ in parts for row in part.get(name, []))
+            for name in replaced
+        }
+        dynamics = measure(self.task, records, others, replacements.num_clips)
+        return Evaluation(split, figures, records, dynamics)
 
-    def run(self, batch: Batch) -> Step:
-        """The model on a batch, as in training but for gradients."""
+    @torch.no_grad()
+    def posteriors(self, loader: Iterable[Batch]) -> Tensor:
+        """log q(l | x) of all clips, [n, N] on the CPU, of a featurizer that depends on the input.
+
+        loader: this process's share.
+        """
+        self.model.eval()
+        rows: list[Row] = []
+        for batch in self._progress(loader, "q(l | x) of training clips"):
+            with self._guard(batch):
+                wavs, _ = to_device(self.model, batch, self.accelerator.device)
+                logits = self.model.featurizer.layer_logits(self.model.encode(wavs))
+                rows += zip(batch.indices, layer_log_posterior(logits).tolist(), strict=True)
+        return torch.tensor(in_order(row for part in self._gather(rows) for row in part))
+
+    def _progress(self, loader: Iterable[Batch], what: str) -> Iterable[Batch]:
+        quiet = not self.accelerator.is_main_process
+        return tqdm(loader, desc=what, leave=False, disable=quiet, dynamic_ncols=True)
+
+    @contextmanager
+    def _guard(self, batch: Batch) -> Iterator[None]:
         with naming_clips(batch.names, batch.wavs), self.accelerator.autocast():
-            return self.model(*to_device(self.model, batch, self.accelerator.device))
+            yield
 
-    def _gather(self, rows: list, sums: dict[str, float]) -> tuple[list, dict[str, float]]:
+    def _gather(self, part: T) -> list[T]:
+        """Every process's part."""
         if self.accelerator.num_processes == 1:
-            return rows, sums
+            return [part]
         from accelerate.utils import gather_object
 
-        parts = gather_object([(rows, sums)])
-        names = {name for _, part in parts for name in part}
-        totals = {name: sum(part.get(name, 0.0) for _, part in parts) for name in names}
-        return [row for part, _ in parts for row in part], totals
+        return gather_object([part])
+
+
+def in_order(rows: Iterable[Row]) -> list[Any]:
+    """What belongs to the clips of a split, in its order."""
+    return [value for _, value in sorted(rows, key=lambda row: row[0])]
 
 
 def batch_records(task: Task, step: Step, batch: Batch) -> list[Record]:

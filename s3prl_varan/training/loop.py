@@ -1,6 +1,7 @@
 """The training loop, one for all tasks, on `accelerate`: one process or several alike."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -35,10 +36,13 @@ from s3prl_varan.training.checkpoint import (
     set_random_states,
 )  # fmt: skip
 from s3prl_varan.training.data import Batch, Loaders
-from s3prl_varan.training.evaluation import Evaluation, Evaluator, terms_of, to_device
+from s3prl_varan.training.dynamics import Replacements, dynamics_table
+from s3prl_varan.training.evaluation import Evaluation, Evaluator, elbo_terms, to_device
 from s3prl_varan.training.guards import listed, naming_clips
 from s3prl_varan.training.stopping import Stopped, StopRequests
 from s3prl_varan.tuning.lora import check_lora_gradients
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -211,7 +215,7 @@ class Trainer:
             guard = naming_clips(batch.names, batch.wavs)
             with guard, self.accelerator.accumulate(self.wrapped):
                 step = self.wrapped(*to_device(self.model, batch, self.accelerator.device))
-                terms = terms_of(step)
+                terms = elbo_terms(step.terms)
                 self.accelerator.backward(terms["loss"])
                 self._after_backward(terms, clips)
                 self.optimizer.step()
@@ -307,16 +311,42 @@ class Trainer:
 
     # ---- evaluation
 
-    def evaluate(self, split: str, step: int, *, final: bool = True) -> Evaluation:
+    def evaluate(
+        self,
+        split: str,
+        step: int,
+        *,
+        final: bool = True,
+        replacements: Replacements | None = None,
+    ) -> Evaluation:
         """Evaluate a split and write what came out; final: of the best checkpoint, at the end."""
-        evaluation = self.evaluator.evaluate(split, self.loaders.evaluation(split))
+        loader = self.loaders.evaluation(split)
+        evaluation = self.evaluator.evaluate(split, loader, replacements)
         if self.artifacts is not None:
             self.artifacts.write_evaluation(evaluation, step, final=final)
         return evaluation
 
     def test(self, splits: Sequence[str], step: int) -> dict[str, Evaluation]:
-        """Evaluate splits and print their figures."""
-        done = {split: self.evaluate(split, step) for split in splits}
+        """Evaluate splits, see whether q(l | x) is any good for them, and print their figures."""
+        others = self.replacements()
+        done = {split: self.evaluate(split, step, replacements=others) for split in splits}
         if self.artifacts is not None:
             print(figures_table({split: each.figures for split, each in done.items()}))
+            if others is not None:
+                print("\nq(l | x), what it knows of the input and what that is worth:")
+                metric = self.task.metric
+                looked = {split: (one.figures[metric], one.dynamics) for split, one in done.items()}
+                print(dynamics_table(metric, looked))
         return done
+
+    def replacements(self) -> Replacements | None:
+        """What to put in the place of an input-dependent q(l | x)."""
+        count, split = self.options.dynamics_clips, self.options.train_dataloader
+        if not self.model.featurizer.depends_on_input or not count:
+            return None
+        posteriors = None
+        try:
+            posteriors = self.evaluator.posteriors(self.loaders.sample(split, count))
+        except UserError as error:  # -m evaluate where the training set is not at hand
+            logger.warning("no static twin, '%s' cannot be read: %s", split, error)
+        return Replacements(self.model.featurizer.prior, posteriors)

@@ -7,6 +7,8 @@ heads and the objective.
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from s3prl_varan.features.stack import LayerFeatures, LayerStack
 from s3prl_varan.featurizers.varan.weighing import LayerWeighing
 from s3prl_varan.layerwise.objective import KlDirection, NllReduction, Objective
@@ -38,5 +40,5 @@ class Varan(LayerWeighing):
         def idle(self) -> list[str]:
             return super().idle() + ([] if self.learns() else ["recipe", "nll", "kl"])
 
-    def forward(self, stack: LayerStack) -> LayerFeatures:
-        return self.all_streams(stack, self.layer_logits(stack))
+    def weigh(self, stack: LayerStack, logits: Tensor) -> LayerFeatures:
+        return self.all_streams(stack, logits)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_varan.features.pooling import masked_mean
-from s3prl_varan.features.stack import LayerStack
+from s3prl_varan.features.stack import LayerFeatures, LayerStack
 from s3prl_varan.featurizers.base import Featurizer, LayersOption, several_layers
 from s3prl_varan.featurizers.varan.posterior import LayerPosterior
 from s3prl_varan.featurizers.varan.priors import PriorName, layer_prior
@@ -55,6 +55,7 @@ class LayerWeighing(Featurizer):
         super().__init__(layers, num_outputs=len(layers), prior=prior)
         self.posterior = LayerPosterior(dim, posterior_heads) if posterior == "input" else None
         self.weights = nn.Parameter(torch.zeros(len(layers))) if posterior == "static" else None
+        self.depends_on_input = posterior == "input"
 
     @classmethod
     def build(cls, num_hidden: int, dim: int, options: Any, layer: int | None) -> Featurizer:
@@ -67,6 +68,9 @@ class LayerWeighing(Featurizer):
             geometric_p=options.geometric_p,
         )
         return cls(layers, dim, prior, options.posterior_heads, options.posterior)
+
+    def forward(self, stack: LayerStack) -> LayerFeatures:
+        return self.weigh(stack, self.layer_logits(stack))
 
     def layer_logits(self, stack: LayerStack) -> Tensor:
         """log q(l | x) up to a constant, [B, N] in float32."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from s3prl_varan.edit_distance import edit_distance
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import write_atomic
 from s3prl_varan.layerwise.outputs import Prediction
@@ -173,6 +174,10 @@ class ASR(CTCTask):
             "cer": error_rate(*characters),
             "uer": error_rate(*units),
         }
+
+    def parts(self, record: Record) -> tuple[float, float] | None:
+        truth = record["truth"]
+        return edit_distance(truth, record["predict"]), len(truth)
 
     def write(self, records: Sequence[Record], split: str, folder: Path) -> None:
         """SPLIT-LM-hyp.ark and -ref.ark (or -noLM-), and worst_SPLIT.txt."""

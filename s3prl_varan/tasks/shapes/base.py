@@ -218,6 +218,13 @@ class Task(ABC):
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """Figures of a whole split, `metric` among them; in percent where they are rates."""
 
+    def parts(self, record: Record) -> tuple[float, float] | None:
+        """(amount, of): `metric` of a split is 100 * sum(amount) / sum(of) over its clips.
+
+        For intervals over clips; None, for all of them, where the metric is no such ratio.
+        """
+        return None
+
     def write(self, records: Sequence[Record], split: str, folder: Path) -> None:  # noqa: B027
         """Prediction files of a split, in s3prl's names and formats; none where it has none."""
 

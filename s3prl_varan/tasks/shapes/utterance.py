@@ -138,6 +138,10 @@ class UtteranceTask(Task):
         measure = accuracy if len(self.outputs) > MANY_CLASSES else classification
         return measure(truth, predicted)
 
+    def parts(self, record: Record) -> tuple[float, float] | None:
+        right = float(record["truth"] == record["predict"])
+        return (right, 1.0) if self.metric == "acc" else None
+
     def file_stem(self, split: str) -> str:
         """Start of the names of a split's prediction files."""
         return split
