@@ -25,6 +25,8 @@ from s3prl_varan.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+# Of the extra `experts`: what s3prl's downstreams import beyond what this program needs.
+EXTRA = ("asteroid", "dtw-python", "h5py", "librosa", "lxml", "six", "sox")
 _AUDIO_SUFFIXES = {".aac", ".au", ".flac", ".m4a", ".mp3", ".ogg", ".wav"}
 Source = str | Path | IO[bytes]
 # Bits of a sample, by libsndfile's name of the encoding.
@@ -183,8 +185,21 @@ def import_downstream(name: str) -> types.ModuleType:
             raise
         raise UserError(
             f"downstream '{name}' needs the package '{missing}', which is not installed: "
-            f"pip install {missing}"
+            f"{_remedy(missing)}"
         ) from error
+
+
+def _remedy(package: str) -> str:
+    """What to install where an expert lacks `package`."""
+    if package == "fairseq":
+        return (
+            "pip install fairseq-fixed sacrebleu sentencepiece (fairseq's own last release does "
+            "not work on Python 3.11; s3prl's run_downstream.py does not start here either)"
+        )
+    if package in (*EXTRA, "dtw"):
+        listed = ", ".join(EXTRA)
+        return f'pip install "s3prl_varan[experts]" has what s3prl\'s experts need: {listed}'
+    return f"pip install {package}"
 
 
 def find_files(directory: str, *_: Any, **__: Any) -> list[str]:
@@ -211,6 +226,7 @@ def _stand_ins() -> Iterator[None]:
     added: list[str] = []
     if importlib.util.find_spec("librosa") is None:
         added += _enter("librosa", "librosa.util", find_files)
+        sys.modules["librosa"].__getattr__ = _no_librosa  # type: ignore[method-assign]
     if importlib.util.find_spec("catalyst") is None:
         added += _enter("catalyst", "catalyst.data", "catalyst.data.sampler", _sampler_wrapper())
     if importlib.util.find_spec("editdistance") is None:  # no wheels for Python 3.13
@@ -221,6 +237,13 @@ def _stand_ins() -> Iterator[None]:
     finally:
         for name in added:
             sys.modules.pop(name, None)
+
+
+def _no_librosa(attribute: str) -> Any:
+    """What the stand-in has not, an expert asks for only when it runs."""
+    if attribute.startswith("__"):
+        raise AttributeError(attribute)
+    raise UserError(f"this expert needs the package 'librosa': {_remedy('librosa')}")
 
 
 def _enter(*parts: Any) -> list[str]:

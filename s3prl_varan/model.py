@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_varan.errors import UserError
 from s3prl_varan.features.stack import LayerFeatures, LayerStack, stack_layers
 from s3prl_varan.featurizers.base import Featurizer
 from s3prl_varan.layerwise.objective import Elbo, Objective, elbo
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
 from s3prl_varan.tasks.shapes.base import Task
+from s3prl_varan.tasks.shapes.expert import ExpertCall
 from s3prl_varan.upstream.wrapper import Upstream
 
 Encoder = Callable[[list[Tensor]], LayerStack]
@@ -70,6 +72,37 @@ class LayerwiseDownstream(nn.Module):
     def predict(self, out: LayerOutputs, feats: LayerFeatures) -> Prediction:
         """One prediction out of L."""
         return self.task.combine(out, feats.posterior_logits, self.objective.rule)
+
+
+class ExpertDownstream(LayerwiseDownstream):
+    """An expert of s3prl in the place of heads: one stream of features, its own loss."""
+
+    def outputs(self, feats: LayerFeatures) -> LayerOutputs:
+        raise UserError(
+            f"-d {self.task.name} says nothing of single files: an expert of s3prl evaluates its "
+            "own splits, with -m evaluate -t SPLIT."
+        )
+
+    def forward(self, feats: LayerFeatures, targets: ExpertCall) -> tuple[Elbo, Prediction]:
+        """Its loss, to which the KL of weights spent in the featurizer is added.
+
+        In the place of a prediction, which the expert keeps to itself: the loss, for each clip.
+        """
+        hidden = feats.hidden[:, 0].float()
+        clips = [each[:length] for each, length in zip(hidden, feats.lengths.tolist(), strict=True)]
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss = self.heads(
+                targets.split,
+                clips,
+                *targets.others,
+                records=targets.records,
+                batch_id=targets.batch_id,
+            )
+        nll = torch.as_tensor(loss, dtype=torch.float32, device=hidden.device)
+        kl = nll.new_zeros(()) if feats.inner_kl is None else feats.inner_kl.mean()
+        shown = nll.detach().expand(len(clips), 1)
+        terms = Elbo(nll + self.objective.beta * kl, nll, kl)
+        return terms, Prediction(shown, torch.ones_like(feats.lengths))
 
 
 class SpeechModel(nn.Module):

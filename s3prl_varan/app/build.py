@@ -1,18 +1,17 @@
 """From settings to a model: upstream (with LoRA), featurizer and heads as one module."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.features.cache import cached_encoder
 from s3prl_varan.features.specaug import SpecAugment
-from s3prl_varan.model import LayerwiseDownstream, SpeechModel
+from s3prl_varan.model import ExpertDownstream, LayerwiseDownstream, SpeechModel
+from s3prl_varan.tasks.shapes.expert import ExpertTask
+from s3prl_varan.training.checkpoint import seed_everything
 from s3prl_varan.training.data import Loaders
+from s3prl_varan.training.experts import ExpertLoaders
 from s3prl_varan.tuning.lora import apply_lora
 from s3prl_varan.tuning.modes import (
     disable_layerdrop,
@@ -21,13 +20,6 @@ from s3prl_varan.tuning.modes import (
     set_train_modes,
 )  # fmt: skip
 from s3prl_varan.upstream.wrapper import MixedShapesError, Upstream, build_upstream
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def build_model(settings: RunSettings) -> SpeechModel:
@@ -47,10 +39,11 @@ def build_model(settings: RunSettings) -> SpeechModel:
         upstream.dim, featurizer.num_outputs, upstream.downsample_rate, config.heads
     )
     objective = config.featurizer.objective(task.released_nll)
+    downstream = ExpertDownstream if isinstance(task, ExpertTask) else LayerwiseDownstream
     return SpeechModel(
         upstream,
         featurizer,
-        LayerwiseDownstream(task, heads, objective),
+        downstream(task, heads, objective),
         trains_upstream=settings.trains_upstream,
         normalize=flags.upstream_feature_normalize,
         specaug=None if config.specaug is None else SpecAugment(**asdict(config.specaug)),
@@ -100,14 +93,19 @@ def make_trainable(upstream: Upstream, settings: RunSettings) -> None:
 
 
 def build_cache(
-    model: SpeechModel, root: Path, loaders: Loaders, splits: Sequence[str], *, budget_gb: float
+    model: SpeechModel,
+    root: Path,
+    loaders: Loaders | ExpertLoaders,
+    splits: Sequence[str],
+    *,
+    budget_gb: float,
 ) -> str:
     """Let `model` take its frozen upstream's features from a cache; a line on what will fit."""
     model.cached_encoder, message = cached_encoder(
         model.upstream,
         lambda: model.featurizer.layers,
         root,
-        [count for split in splits for count in loaders.clips(split).num_samples()],
+        [count for split in splits for count in loaders.clips(split).num_samples()] or None,
         pooled=model.pool,
         normalize=model.normalize,
         trains_upstream=model.trains_upstream,

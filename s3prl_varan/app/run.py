@@ -19,23 +19,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from s3prl_varan.app.build import build_cache, build_model, seed_everything
+from s3prl_varan.app.build import build_cache, build_model
 from s3prl_varan.compat import patch_torchaudio
 from s3prl_varan.config.resolve import resolve
 from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import CLIPS, METRICS, RESULT, clear_unfinished, held, holder
 from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks.shapes.expert import ExpertTask
 from s3prl_varan.training.artifacts import Artifacts
 from s3prl_varan.training.checkpoint import (
     BEST,
     find_checkpoint,
     load_checkpoint,
     load_model_state,
+    seed_everything,
     states_of,
     stored_settings,
 )  # fmt: skip
 from s3prl_varan.training.data import Loaders
+from s3prl_varan.training.experts import ExpertLoaders, ExpertTrainer
 from s3prl_varan.training.guards import check_longest
 from s3prl_varan.training.loop import Trainer
 from s3prl_varan.tuning.adapters import is_adapter, load_adapter
@@ -68,6 +71,7 @@ def run(args: Namespace) -> None:
 def carry_out(args: Namespace, settings: RunSettings, folder: Path, start: Start | None) -> None:
     """Build the model, put weights into it, and do what -m says."""
     seed_everything(settings.flags.seed)
+    settings.task.expdir = folder
     model = build_model(settings)
     if start is not None:
         load_model_state(model, *start)
@@ -206,7 +210,7 @@ def build_trainer(
         gradient_accumulation_steps=options.gradient_accumulate_steps,
     )
     model.to(accelerator.device)
-    loaders = Loaders(
+    loaders: Any = Loaders(
         settings.task,
         settings.flags.seed,
         by_length=options.batch_by_length,
@@ -214,6 +218,9 @@ def build_trainer(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
+    trainer = Trainer
+    if isinstance(settings.task, ExpertTask):
+        trainer, loaders = ExpertTrainer, ExpertLoaders(settings.task, settings.flags.seed)
     is_main = accelerator.is_main_process
     trained = options.train_dataloader if args.mode == "train" else None
     clips = {split: loaders.clips(split, split == trained) for split in settings.splits_read}
@@ -240,4 +247,4 @@ def build_trainer(
         if fresh and args.mode == "train":
             claim(folder, overwrite=args.overwrite)
         artifacts = Artifacts(folder, settings, model, board=args.mode == "train")
-    return Trainer(model, settings.task, settings.config, loaders, accelerator, folder, artifacts)
+    return trainer(model, settings.task, settings.config, loaders, accelerator, folder, artifacts)

@@ -20,14 +20,22 @@ def config_root() -> Path:
 
 
 def find_config(downstream: str, given: str | None) -> Path | None:
-    """The config file to read: -c, or the shipped one of this task; None where it ships none."""
+    """The config file to read: -c, or the shipped one of this task; None where it ships none.
+
+    Of an expert of s3prl, `s3prl:NAME`, that is s3prl/NAME.yaml.
+    """
     if given is not None:
         path = Path(given)
         if not path.is_file():
             raise UserError(f"-c: no config file at {given}. Shipped ones are in {config_root()}.")
         return path
     path = config_root() / downstream / DEFAULT
-    return None if is_reference(downstream) or not path.is_file() else path
+    library, _, name = downstream.rpartition(":")
+    if library == "s3prl":
+        path = config_root() / library / f"{Path(name).name}.yaml"
+    elif is_reference(downstream):
+        return None
+    return path if path.is_file() else None
 
 
 def read_config(path: Path) -> dict[str, Any]:

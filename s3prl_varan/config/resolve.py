@@ -213,7 +213,13 @@ def _read(
             "runner.compile: does not go with upstream.gradient_checkpointing, switch one of them "
             "off"
         )
-    task = _read_task(raw, flags, task_class, stored, problems)
+    if task_class.one_stream and featurizer.several_streams:
+        problems.append(
+            f"-f {flags.featurizer} hands on every layer by itself, for a head on each; -d "
+            f"{flags.downstream} takes one stream of features. Use -f dynamic_sum (weights from "
+            "the input, as varan's), weighted_sum, hconv, lap, last_layer, or layer with -l."
+        )
+    task = task_class.read(raw, flags, None if stored is None else stored.outputs, problems)
     own = built[featurizer.name]
     if own is not None and own.objective("per_example").rule not in task_class.rules:
         problems.append(
@@ -246,31 +252,6 @@ def _say_what_moved(raw: dict[str, Any], sections: list[str], problems: list[str
     if isinstance(runner, dict) and "fp16" in runner:
         if runner.pop("fp16"):
             problems.append("runner.fp16: write runner.precision: fp16")
-
-
-def _read_task(
-    raw: dict[str, Any],
-    flags: Flags,
-    task_class: type[Task],
-    stored: Stored | None,
-    problems: list[str],
-) -> Task | None:
-    section = raw.get("downstream_expert", {})
-    if not isinstance(section, dict):
-        problems.append(f"downstream_expert: expected datarc and modelrc, found {section!r}")
-        return None
-    for key in section:
-        if key not in ("datarc", "modelrc"):
-            problems.append(f"downstream_expert.{key}: unknown key. Known: datarc, modelrc.")
-    options = {
-        key: read_options(cls, section.get(key, {}), f"downstream_expert.{key}", problems)
-        for key, cls in (("datarc", task_class.Data), ("modelrc", task_class.Model))
-    }
-    if any(each is None for each in options.values()):
-        return None
-    outputs = None if stored is None else stored.outputs
-    fold = flags.downstream_variant
-    return task_class(options["datarc"], options["modelrc"], fold=fold, outputs=outputs)
 
 
 def _splits(

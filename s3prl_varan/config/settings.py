@@ -130,10 +130,7 @@ class RunSettings:
             "heads": plain(config.heads),
             "upstream": plain(config.upstream),
             "lora": plain(config.lora),
-            "downstream_expert": {
-                "datarc": plain(self.task.data),
-                "modelrc": plain(self.task.model),
-            },
+            "downstream_expert": self.task.section(),
         }
 
     def deciding(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Featurizer(nn.Module):
     weighs_layers: ClassVar[bool] = True  # else no weights are shown: it has none
     # It weighs by a q(l | x) of its input: then `layer_logits` and `weigh` tell what that is worth.
     depends_on_input: bool = False
+    several_streams: ClassVar[bool] = False  # it hands on layers by themselves, for a head on each
     prior: Tensor
 
     @dataclass(frozen=True)

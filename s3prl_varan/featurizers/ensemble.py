@@ -14,6 +14,7 @@ class Ensemble(Featurizer):
     """What -f varan is with q and p uniform: the mean of the heads' losses, one prediction."""
 
     name = "ensemble"
+    several_streams = True
 
     @dataclass(frozen=True)
     class Options(Featurizer.Options):

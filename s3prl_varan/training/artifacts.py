@@ -177,7 +177,8 @@ def _confusions(tested: Mapping[str, Evaluation]) -> dict[str, Any]:
     found = {}
     for split, evaluation in tested.items():
         truth = [record["truth"] for record in evaluation.records]
-        if len(set(map(str, truth))) <= MAX_CONFUSION_CLASSES:
+        classes = set(map(str, truth))
+        if classes != {""} and len(classes) <= MAX_CONFUSION_CLASSES:
             predicted = [record["predict"] for record in evaluation.records]
             found[split] = confusion(truth, predicted)
     return found

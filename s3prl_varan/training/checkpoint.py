@@ -288,6 +288,13 @@ def _load(module: torch.nn.Module, state: dict[str, Any], part: str, source: Pat
     module.load_state_dict(state)
 
 
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_states() -> dict[str, Any]:
     """The state of every generator that a step draws from, as plain values and tensors."""
     name, keys, *rest = np.random.get_state()

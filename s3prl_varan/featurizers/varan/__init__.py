@@ -18,6 +18,7 @@ class Varan(LayerWeighing):
     """All chosen layers go on, each to its own head; a posterior is predicted from their means."""
 
     name = "varan"
+    several_streams = True
 
     @dataclass(frozen=True)
     class Options(LayerWeighing.Options):

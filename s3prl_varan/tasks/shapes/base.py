@@ -19,7 +19,7 @@ from s3prl_varan.errors import UserError
 from s3prl_varan.layerwise.heads import HeadOptions
 from s3prl_varan.layerwise.objective import NllReduction
 from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
-from s3prl_varan.options import Count, Natural
+from s3prl_varan.options import Count, Natural, plain, read_options
 from s3prl_varan.tasks.shapes.splits import overlaps, small_dev
 
 Record = dict[str, Any]  # of one clip: name, truth, predict and whatever the task scores
@@ -59,12 +59,14 @@ class Task(ABC):
     released_nll: ClassVar[NllReduction] = "batch_mean"  # how the authors' code averages this loss
     draws_anew: ClassVar[bool] = False  # `load` gives another crop or the like each time
     scores_training: ClassVar[bool] = True  # predictions of training batches are cheap to score
+    one_stream: ClassVar[bool] = False  # cannot have a head on every layer
     knows_speakers: ClassVar[bool] = False  # those of training are meant to be in the other splits
     longest_piece: ClassVar[float | None] = None  # seconds; -m inference cuts longer recordings
     remedy: ClassVar[str] = "Set the paths in config.downstream_expert.datarc, with -o or -c."
     preparations: ClassVar[tuple[str, ...]] = ()  # commands of prepare_data.py for its corpora
     head_keys: ClassVar[tuple[str, ...]] = ()  # keys of modelrc that describe the task's own head
     config: ClassVar[Mapping[str, Any]] = {}  # the default config of a task that ships none
+    expdir = Path()  # the experiment's folder, for what is written while the run goes on
 
     @dataclass(frozen=True)
     class Data:
@@ -89,6 +91,34 @@ class Task(ABC):
         self.fold = fold or self.default_fold
         if outputs is not None:
             self.__dict__["outputs"] = outputs
+
+    @classmethod
+    def read(
+        cls, config: Mapping[str, Any], flags: Any, outputs: Any, problems: list[str]
+    ) -> "Task | None":
+        """The task that the section `downstream_expert` of a config describes.
+
+        flags: the run's (config/settings.py). What is wrong goes into `problems`, a line each;
+        then the result is None.
+        """
+        section = config.get("downstream_expert", {})
+        if not isinstance(section, dict):
+            problems.append(f"downstream_expert: expected datarc and modelrc, found {section!r}")
+            return None
+        for key in section:
+            if key not in ("datarc", "modelrc"):
+                problems.append(f"downstream_expert.{key}: unknown key. Known: datarc, modelrc.")
+        data, model = (
+            read_options(each, section.get(key, {}), f"downstream_expert.{key}", problems)
+            for key, each in (("datarc", cls.Data), ("modelrc", cls.Model))
+        )
+        if data is None or model is None:
+            return None
+        return cls(data, model, fold=flags.downstream_variant, outputs=outputs)
+
+    def section(self) -> dict[str, Any]:
+        """`downstream_expert` as plain values, defaults filled in."""
+        return {"datarc": plain(self.data), "modelrc": plain(self.model)}
 
     def idle(self, heads: HeadOptions) -> list[str]:
         """Keys of modelrc that this run does not read: of heads it did not select."""
