@@ -98,6 +98,10 @@ class ExpertDownstream(LayerwiseDownstream):
                 records=targets.records,
                 batch_id=targets.batch_id,
             )
+        if loss is None:
+            raise UserError(
+                f"-d {self.task.name} has no loss of '{targets.split}': choose another split."
+            )
         nll = torch.as_tensor(loss, dtype=torch.float32, device=hidden.device)
         kl = nll.new_zeros(()) if feats.inner_kl is None else feats.inner_kl.mean()
         shown = nll.detach().expand(len(clips), 1)

@@ -11,7 +11,6 @@ from s3prl_varan.model import ExpertDownstream, LayerwiseDownstream, SpeechModel
 from s3prl_varan.tasks.shapes.expert import ExpertTask
 from s3prl_varan.training.checkpoint import seed_everything
 from s3prl_varan.training.data import Loaders
-from s3prl_varan.training.experts import ExpertLoaders
 from s3prl_varan.tuning.lora import apply_lora
 from s3prl_varan.tuning.modes import (
     disable_layerdrop,
@@ -95,7 +94,7 @@ def make_trainable(upstream: Upstream, settings: RunSettings) -> None:
 def build_cache(
     model: SpeechModel,
     root: Path,
-    loaders: Loaders | ExpertLoaders,
+    loaders: Loaders,
     splits: Sequence[str],
     *,
     budget_gb: float,

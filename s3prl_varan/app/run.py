@@ -210,7 +210,7 @@ def build_trainer(
         gradient_accumulation_steps=options.gradient_accumulate_steps,
     )
     model.to(accelerator.device)
-    loaders: Any = Loaders(
+    loaders = Loaders(
         settings.task,
         settings.flags.seed,
         by_length=options.batch_by_length,

@@ -213,12 +213,7 @@ def _read(
             "runner.compile: does not go with upstream.gradient_checkpointing, switch one of them "
             "off"
         )
-    if task_class.one_stream and featurizer.several_streams:
-        problems.append(
-            f"-f {flags.featurizer} hands on every layer by itself, for a head on each; -d "
-            f"{flags.downstream} takes one stream of features. Use -f dynamic_sum (weights from "
-            "the input, as varan's), weighted_sum, hconv, lap, last_layer, or layer with -l."
-        )
+    problems += _stream_problems(flags, task_class, featurizer)
     task = task_class.read(raw, flags, None if stored is None else stored.outputs, problems)
     own = built[featurizer.name]
     if own is not None and own.objective("per_example").rule not in task_class.rules:
@@ -237,6 +232,17 @@ def _read(
     )
     assert task is not None
     return config, task
+
+
+def _stream_problems(flags: Flags, task: type[Task], featurizer: Any) -> list[str]:
+    """Does the task take what the featurizer hands on?"""
+    if not (task.one_stream and featurizer.several_streams):
+        return []
+    return [
+        f"-f {flags.featurizer} hands on every layer by itself, for a head on each; -d "
+        f"{flags.downstream} takes one stream of features. Use -f dynamic_sum (weights from "
+        "the input, as varan's), weighted_sum, hconv, lap, last_layer, or layer with -l."
+    ]
 
 
 def _say_what_moved(raw: dict[str, Any], sections: list[str], problems: list[str]) -> None:

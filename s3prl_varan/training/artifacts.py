@@ -212,6 +212,8 @@ def parameter_table(counts: Mapping[str, Mapping[str, int]]) -> str:
 
 def figures_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A small text table: a row per split, a column per figure."""
+    if not rows:
+        return "no test split"
     names = list(next(iter(rows.values())))
     width = max(len("split"), *(len(split) for split in rows))
     lines = ["  ".join([f"{'split':<{width}}", *(f"{name:>8}" for name in names)])]

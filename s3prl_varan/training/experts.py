@@ -1,8 +1,7 @@
 """Runs an expert of s3prl in the train loop: its own batches, repeatable, and its own figures."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,12 @@ import torch
 from s3prl_varan.tasks.shapes.base import Item
 from s3prl_varan.tasks.shapes.expert import ExpertCall, ExpertTask
 from s3prl_varan.training.checkpoint import random_kept, seed_everything
-from s3prl_varan.training.data import Batch
+from s3prl_varan.training.data import Batch, Clips, Loaders
 from s3prl_varan.training.evaluation import Evaluation
 from s3prl_varan.training.loop import Trainer
 
 
-@dataclass(frozen=True)
-class UnlistedClips:
-    """The clips of an expert's split, of which nothing is known before they come."""
-
-    items: tuple[Item, ...] = ()
-
-    def sizes(self) -> Iterable[tuple[str, int]]:
-        """Name and length of every clip."""
-        return ()
-
-    def num_samples(self) -> list[int]:
-        """Length of every clip."""
-        return []
-
-
-class ExpertLoaders:
+class ExpertLoaders(Loaders):
     """The batches of an expert's dataloaders.
 
     What is drawn for a batch (the order, a crop) depends on (seed, epoch, batch) alone and leaves
@@ -40,15 +24,14 @@ class ExpertLoaders:
     again up to the one it stopped at.
     """
 
-    def __init__(self, task: ExpertTask, seed: int):
-        self.task, self.seed = task, seed
+    task: ExpertTask
 
-    def clips(self, split: str, training: bool = False) -> UnlistedClips:
+    def clips(self, split: str, training: bool = False) -> Clips:
         """Nothing is known of them, but UserError where the expert has no such split."""
         self.task.dataloader(split)
-        return UnlistedClips()
+        return super().clips(split, training)
 
-    def train(self, split: str, start: int) -> Iterator[Batch]:
+    def train(self, split: str, start: int) -> Iterator[Batch]:  # type: ignore[override]
         """Endless batches from batch number `start` on."""
         records: defaultdict[str, list] = defaultdict(list)
         for epoch in count():
@@ -59,7 +42,7 @@ class ExpertLoaders:
                 batches = self._batches(loader, split, epoch, records, training=True)
                 yield from islice(batches, skipped, None)
 
-    def evaluation(self, split: str) -> Iterator[Batch]:
+    def evaluation(self, split: str) -> Iterator[Batch]:  # type: ignore[override]
         """Each clip once."""
         return self._batches(self.task.dataloader(split), split, 0, defaultdict(list))
 
@@ -91,8 +74,10 @@ class ExpertLoaders:
 class ExpertTrainer(Trainer):
     """Tells the expert the step, which some of them name folders by."""
 
+    task: ExpertTask
+
     def evaluate(self, split: str, step: int, **more: Any) -> Evaluation:
-        self.task.step = step  # type: ignore[attr-defined]
+        self.task.step = step
         return super().evaluate(split, step, **more)
 
     def replacements(self) -> None:

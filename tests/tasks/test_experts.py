@@ -19,7 +19,7 @@ from s3prl_varan.config.reading import config_root
 from s3prl_varan.config.resolve import resolve
 from s3prl_varan.errors import UserError
 from s3prl_varan.report import cli as report
-from s3prl_varan.tasks.shapes.expert import ON_GPU_ONLY, expert_names
+from s3prl_varan.tasks.shapes.expert import KNOWN, expert_names
 from s3prl_varan.training.experts import ExpertLoaders
 from tests.conftest import TINY
 
@@ -169,9 +169,8 @@ def test_the_loss_gradients_and_figures_are_those_of_s3prls_runner(tone_args, th
 
 @pytest.mark.parametrize("posterior", ["input", "static"])
 def test_the_kl_of_dynamic_sum_is_in_the_loss(posterior, own_args, tmp_path):
-    settings = resolve(
-        parse_args(own_args("dynamic_sum", "-o", f"config.dynamic_sum.posterior={posterior}"))
-    )
+    own = f"config.dynamic_sum.posterior={posterior},,config.dynamic_sum.kl_beta=0.3"
+    settings = resolve(parse_args(own_args("dynamic_sum", "-o", own)))
     settings.task.expdir = tmp_path
     model = build_model(settings).eval()
     batch = next(iter(ExpertLoaders(settings.task, 0).evaluation("dev")))
@@ -183,7 +182,7 @@ def test_the_kl_of_dynamic_sum_is_in_the_loss(posterior, own_args, tmp_path):
     )
     assert step.terms.nll.item() == pytest.approx(by_hand.item(), abs=1e-6)
     kl, beta = feats.inner_kl.mean(), settings.config.featurizer.kl_beta
-    assert beta > 0 and kl > 0.01
+    assert beta == 0.3 and kl > 0.01
     assert step.terms.loss.item() == pytest.approx((by_hand + beta * kl).item(), abs=1e-6)
     step.terms.loss.backward()
     learned = [each.grad for each in model.featurizer.parameters()]
@@ -219,7 +218,9 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(own_args, tmp_path, capsys):
     assert "tiny_downstream.py:DownstreamExpert" in (tmp_path / "report/leaderboard.md").read_text()
 
     # Its code is named by the command line, never by a checkpoint alone; it speaks of its splits.
-    assert "name it yourself" in refused(capsys, "-m", "evaluate", "-t", "dev", "-e", whole, *named[:2])
+    assert "name it yourself" in refused(
+        capsys, "-m", "evaluate", "-t", "dev", "-e", whole, *named[:2]
+    )
     single = refused(capsys, "-m", "inference", "-t", wave(tmp_path), "-e", whole, *named)
     assert "-m evaluate -t SPLIT" in single
 
@@ -293,7 +294,7 @@ def test_a_head_on_every_layer_is_refused(featurizer, own_args, capsys):
 def test_an_unknown_expert_is_told_the_like(own_args, capsys):
     said = refused(capsys, *own_args(expert="s3prl:emotoin"))
     assert "no downstream 'emotoin'" in said and "'emotion'" in said
-    assert "nothing is trained" in refused(capsys, *own_args(expert="s3prl:quesst14_dtw"))
+    assert "nothing is trained there" in refused(capsys, *own_args(expert="s3prl:quesst14_dtw"))
 
 
 def test_a_class_that_is_neither_task_nor_expert_is_refused(own_args, tmp_path, capsys):
@@ -346,7 +347,7 @@ def test_splits_and_keys_that_are_not_there_are_named_before_training(own_args, 
 
 def test_several_processes_and_a_missing_gpu_are_refused(own_args, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert ".cuda()" in refused(capsys, *own_args(expert=f"s3prl:{ON_GPU_ONLY[0]}"))
+    assert ".cuda()" in refused(capsys, *own_args(expert="s3prl:atis"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "use one process" in refused(capsys, *own_args())
 
@@ -376,9 +377,13 @@ def test_missing_packages_are_named_with_what_brings_them(package, monkeypatch):
 
 
 def test_the_page_has_every_expert_that_s3prl_has():
-    page = (ROOT / "docs" / "s3prl-experts.md").read_text()
-    listed = re.findall(r"^\| `([\w-]+)`", page, re.MULTILINE)
-    assert sorted(listed) == expert_names()
+    page = (ROOT / "docs" / "s3prl-experts.md").read_text().partition("## Which run")[2]
+    rows = re.findall(r"^\| `([\w-]+)` \|[^|]*\| `?([\w ]*?)`? *\|(.*)\|$", page, re.MULTILINE)
+    about = yaml.safe_load(KNOWN.read_text())
+    assert [name for name, _, _ in rows] == sorted(about) == expert_names()
+    for name, metric, said in rows:
+        assert metric == about[name].get("metric", ""), name
+        assert said.strip().startswith("refused") == ("refused" in about[name]), name
 
 
 # ---- configs

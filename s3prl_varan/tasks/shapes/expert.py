@@ -12,17 +12,18 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from s3prl_varan.compat import import_downstream
 from s3prl_varan.errors import UserError, did_you_mean
+from s3prl_varan.files import parse_yaml
 from s3prl_varan.layerwise.heads import HeadOptions
-from s3prl_varan.layerwise.outputs import LayerOutputs, Prediction
+from s3prl_varan.layerwise.outputs import Prediction
 from s3prl_varan.names import load_reference, short_name
 from s3prl_varan.options import plain
 from s3prl_varan.tasks.shapes.base import Item, Record, Task
@@ -31,21 +32,7 @@ PREFIX = "s3prl:"
 INTERFACE = ("get_dataloader", "forward", "log_records")
 OWN_LOSS = "nll"  # the expert's own, the mean over a split; `loss` has beta * KL too
 LOSSES = (OWN_LOSS, "loss", "kl")  # figures of every expert
-# The figure that chooses the best checkpoint, of those that an expert logs; of all others acc.
-METRICS = {
-    **dict.fromkeys(("enhancement_stft", "enhancement_stft2"), "pesq"),
-    **dict.fromkeys(("separation_stft", "separation_stft2"), "si_sdr"),
-    **dict.fromkeys(("a2o-vc-vcc2020", "ctc", "mos_prediction"), OWN_LOSS),
-    **dict.fromkeys(("quesst14_embedding", "sws2013"), OWN_LOSS),
-    **dict.fromkeys(("sv_voxceleb1", "voxceleb2_ge2e"), "EER"),
-    **{"voxceleb2_amsoftmax_segment_eval": "EER", "asr": "wer", "diarization": "der"},
-    **{"speech_translation": "bleu"},
-}
-LOWER_IS_BETTER = (*LOSSES, "EER", "wer", "der")
-ON_GPU_ONLY = (  # they call .cuda() in every forward
-    *("atis", "audio_snips", "sv_voxceleb1"),
-    *("voxceleb2_ge2e", "voxceleb2_amsoftmax_segment_eval"),
-)
+KNOWN = Path(__file__).with_name("experts.yaml")  # of s3prl's experts
 
 
 @dataclass(frozen=True)
@@ -72,7 +59,7 @@ class Log:
         self.figures: dict[str, float] = {}
 
     def add_scalar(self, tag: str, value: Any, *_: Any, **__: Any) -> None:
-        """`emotion-fold1/dev-acc` -> acc."""
+        """`task-fold1/dev-acc` -> acc."""
         self.figures[tag.rpartition("/")[2].removeprefix(f"{self.split}-")] = float(value)
 
     def __getattr__(self, name: str) -> Any:
@@ -90,20 +77,21 @@ class ExpertTask(Task):
     """
 
     expert_class: ClassVar[Any]
+    needs_gpu: ClassVar[bool] = False
     one_stream = True
-    rules = ("geometric", "mixture")  # nothing is combined
     remedy = "See docs/s3prl-experts.md."
 
     def __init__(self, config: Mapping[str, Any], flags: Mapping[str, Any]):
         super().__init__(Task.Data(), Task.Model(), fold=flags["downstream_variant"])
         section = dict(config["downstream_expert"])
+        usual = self.metric, self.higher_is_better
         self.metric = section.pop("metric", self.metric)  # type: ignore[misc]
-        lower = self.metric in LOWER_IS_BETTER
-        self.higher_is_better = section.pop("higher_is_better", not lower)  # type: ignore[misc]
+        higher = usual[1] if self.metric == usual[0] else self.metric not in LOSSES
+        self.higher_is_better = section.pop("higher_is_better", higher)  # type: ignore[misc]
         runner = config.get("runner", {})
         evaluated = runner.get("eval_dataloaders", ["dev"])
-        usual = [runner.get("train_dataloader", "train"), *evaluated, "test"]
-        self.known = list(dict.fromkeys(section.pop("splits", usual)))
+        splits = [runner.get("train_dataloader", "train"), *evaluated, "test"]
+        self.known = list(dict.fromkeys(section.pop("splits", splits)))
         self.given = section
         # As in s3prl's runner: all sections of the config and all flags.
         self.kwargs = {**config, **flags, "downstream_expert": section}
@@ -116,12 +104,12 @@ class ExpertTask(Task):
     ) -> "Task | None":
         section = config.get("downstream_expert")
         found = list(section_problems(cls, section))
-        task = None if found else cls(config, plain(flags))
+        task = None if found or problems else cls(config, plain(flags))
         for split in task.known if task else ():  # some experts evaluate `get_SPLIT_dataloader`
             if not re.fullmatch(r"[\w.-]+", str(split)):
                 found.append(f"expected names of splits, found {split!r}")
         problems += found
-        return None if found else task
+        return None if problems else task
 
     def section(self) -> dict[str, Any]:
         own = {"metric": self.metric, "higher_is_better": self.higher_is_better}
@@ -129,9 +117,7 @@ class ExpertTask(Task):
 
     # ---- the corpus
 
-    @property
-    def corpus(self) -> str:
-        return ""
+    corpus = ""  # type: ignore[assignment]
 
     def splits(self) -> list[str]:
         return self.known
@@ -142,8 +128,7 @@ class ExpertTask(Task):
     def problems(self, splits: Sequence[str]) -> list[str]:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             return ["an expert makes its own batches, which cannot be shared out: use one process"]
-        name = self.name.removeprefix(PREFIX)
-        if name in ON_GPU_ONLY and not torch.cuda.is_available():
+        if self.needs_gpu and not torch.cuda.is_available():
             return ["this expert calls .cuda() for every batch, and torch sees no GPU here"]
         return []
 
@@ -199,8 +184,9 @@ class ExpertTask(Task):
 
     def records(self, prediction: Prediction, items: Sequence[Item]) -> list[Record]:
         """Names only: what the expert keeps of a clip is its own."""
-        none: Record = {"truth": "", "predict": ""}
-        return [{"name": item.name, "call": item.target, **none} for item in items]
+        call = replace(items[0].target, others=())  # which take memory: spectra, say
+        none: Record = {"call": call, "truth": "", "predict": ""}
+        return [{"name": item.name, **none} for item in items]
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """What the expert logs of a split, or of the training batches since it did so last."""
@@ -222,24 +208,19 @@ class ExpertTask(Task):
                 f"{call.split}, but {', '.join(log.figures) or 'nothing'}; {OWN_LOSS}, its loss, "
                 f"is there in any case.{did_you_mean(self.metric, list(log.figures))}"
             )
-        return {name: each for name, each in log.figures.items() if name not in LOSSES}
+        # Voice conversion's name for its loss is the value.
+        named = {name: each for name, each in log.figures.items() if not name[0].isdigit()}
+        return {name: each for name, each in named.items() if name not in LOSSES}
 
     # ---- what a task with heads on layers has, and an expert has not
 
     def read_outputs(self) -> None:
         return None
 
-    def collate(self, targets: Sequence[Any]) -> Any:
-        return targets[0]
+    def _not_asked(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("an expert makes its own batches, loss and prediction")
 
-    def layer_loss(self, out: LayerOutputs, targets: Any) -> Tensor:
-        raise AssertionError("an expert makes its own loss")
-
-    def combine(self, out: LayerOutputs, posterior_logits: Tensor, rule: str) -> Prediction:
-        raise AssertionError("an expert makes its own prediction")
-
-    def answers(self, prediction: Prediction) -> list[dict[str, Any]]:
-        raise AssertionError("an expert speaks of its own splits only")
+    collate = layer_loss = combine = answers = _not_asked
 
 
 def section_problems(task: type[ExpertTask], section: Any) -> Iterator[str]:
@@ -255,7 +236,7 @@ def section_problems(task: type[ExpertTask], section: Any) -> Iterator[str]:
         if not isinstance(section.get(key, kind()), kind):
             yield f"downstream_expert.{key}: expected {kind.__name__}, found {section[key]!r}"
     metric = section.get("metric", task.metric)
-    if metric not in (task.metric, *LOWER_IS_BETTER) and "higher_is_better" not in section:
+    if metric not in (task.metric, *LOSSES) and "higher_is_better" not in section:
         yield f"downstream_expert.higher_is_better: missing, true or false, of metric {metric!r}"
     # Experts evaluate some of their strings as Python; a config, and a checkpoint, is data.
     for key, value in strings(section, "downstream_expert"):
@@ -290,15 +271,19 @@ def find_expert(name: str) -> type[ExpertTask] | None:
     UserError where s3prl has none of that name, or it cannot be used here.
     """
     short = name.removeprefix(PREFIX)
+    about: dict[str, Any] = {"metric": OWN_LOSS, "higher_is_better": False}
     if short != name:
-        if short not in expert_names():
+        names = expert_names()
+        if short not in names:
             raise UserError(
-                f"-d: s3prl has no downstream '{short}'.{did_you_mean(short, expert_names())} It "
-                f"has {', '.join(expert_names())}."
+                f"-d: s3prl has no downstream '{short}'.{did_you_mean(short, names)} It has "
+                f"{', '.join(names)}."
             )
-        if short == "quesst14_dtw":
+        known = parse_yaml(KNOWN.read_text(encoding="utf-8"))
+        about = {"higher_is_better": True, **known[short]} if short in known else about
+        if "refused" in about:
             raise UserError(
-                f"-d {name}: nothing is trained there, and its figure needs NIST's F4DE scorer."
+                f"-d {name} cannot be used: {about['refused']}. See docs/s3prl-experts.md."
             )
         found = import_downstream(short).DownstreamExpert
     else:
@@ -306,7 +291,5 @@ def find_expert(name: str) -> type[ExpertTask] | None:
     is_expert = inspect.isclass(found) and issubclass(found, nn.Module)
     if not is_expert or not all(hasattr(found, each) for each in INTERFACE):
         return None
-    metric = METRICS.get(short, "acc") if short != name else OWN_LOSS
-    known = {"name": short_name(name), "metric": metric}
-    title = f"{short_name(short)} (expert of s3prl)"
-    return type("Expert", (ExpertTask,), {**known, "title": title, "expert_class": found})
+    about |= {"name": short_name(name), "title": f"{short_name(short)} (expert of s3prl)"}
+    return type("Expert", (ExpertTask,), {**about, "expert_class": found})
