@@ -98,11 +98,13 @@ class ExpertDownstream(LayerwiseDownstream):
                 records=targets.records,
                 batch_id=targets.batch_id,
             )
-        if loss is None:
+        if loss is None and self.task.trains:
             raise UserError(
                 f"-d {self.task.name} has no loss of '{targets.split}': choose another split."
             )
-        nll = torch.as_tensor(loss, dtype=torch.float32, device=hidden.device)
+        nll = torch.as_tensor(
+            0.0 if loss is None else loss, dtype=torch.float32, device=hidden.device
+        )
         kl = nll.new_zeros(()) if feats.inner_kl is None else feats.inner_kl.mean()
         shown = nll.detach().expand(len(clips), 1)
         terms = Elbo(nll + self.objective.beta * kl, nll, kl)

@@ -26,6 +26,7 @@ from s3prl_varan.config.settings import RunSettings
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import CLIPS, METRICS, RESULT, clear_unfinished, held, holder
 from s3prl_varan.model import SpeechModel
+from s3prl_varan.tasks import find_task
 from s3prl_varan.tasks.shapes.expert import ExpertTask
 from s3prl_varan.training.artifacts import Artifacts
 from s3prl_varan.training.checkpoint import (
@@ -132,7 +133,10 @@ def check_call(args: Namespace) -> None:
             "--cache keeps a frozen upstream's features; with --lora or --upstream_trainable they "
             "change every step."
         )
-    if args.mode != "train" and not args.past_exp:
+    trains = args.downstream is None or find_task(args.downstream).trains
+    if args.mode == "train" and not trains:
+        raise UserError(f"-d {args.downstream}: nothing is trained: use -m evaluate -t SPLIT.")
+    if args.mode != "train" and not args.past_exp and (trains or args.mode == "inference"):
         raise UserError(f"-m {args.mode} needs -e, the experiment folder or checkpoint to use.")
     if args.mode == "inference" and not args.evaluate_split:
         raise UserError("-m inference needs -t, the audio files or folders to predict.")
@@ -154,6 +158,8 @@ def prepare(args: Namespace) -> tuple[RunSettings, Path, Start | None]:
         settings = settings or resolve(args)
         folder = named_folder(args) or RESULTS / settings.folder_name
         refuse_used(folder, overwrite=args.overwrite)
+        if args.mode != "train":
+            folder.mkdir(parents=True, exist_ok=True)
         return settings, folder, None
     source = find_checkpoint(place, resume=args.mode == "train")
     payload = load_checkpoint(source)

@@ -213,7 +213,7 @@ def _read(
             "runner.compile: does not go with upstream.gradient_checkpointing, switch one of them "
             "off"
         )
-    problems += _stream_problems(flags, task_class, featurizer)
+    problems += _stream_problems(flags, task_class, featurizer, built[featurizer.name])
     task = task_class.read(raw, flags, None if stored is None else stored.outputs, problems)
     own = built[featurizer.name]
     if own is not None and own.objective("per_example").rule not in task_class.rules:
@@ -234,8 +234,13 @@ def _read(
     return config, task
 
 
-def _stream_problems(flags: Flags, task: type[Task], featurizer: Any) -> list[str]:
+def _stream_problems(flags: Flags, task: type[Task], featurizer: Any, own: Any) -> list[str]:
     """Does the task take what the featurizer hands on?"""
+    if not task.trains and own is not None and (own.learns() or featurizer.several_streams):
+        return [
+            f"-f {flags.featurizer} has something to learn, and -d {flags.downstream} trains "
+            "nothing: use -f layer -l N, one run for each layer."
+        ]
     if not (task.one_stream and featurizer.several_streams):
         return []
     return [

@@ -280,6 +280,62 @@ def test_the_template_of_s3prl_runs_as_the_page_says(tmp_path, monkeypatch, caps
     assert "acc" in json.loads((tmp_path / "run/result.json").read_text())["test"]["test"]
 
 
+# ---- query by example: evaluated, never trained
+
+
+@pytest.fixture
+def queries(tmp_path):
+    """QUESST 2014's layout: six documents, each a sequence of pitches, and two queries from them.
+
+    A query is the middle of documents 1 and 4.
+    """
+    import soundfile
+
+    def melody(pitches):
+        time = torch.arange(3200) / 16000
+        notes = [torch.sin(2 * torch.pi * pitch * time) for pitch in pitches]
+        return (0.3 * torch.cat(notes) + 0.001 * torch.randn(3200 * len(pitches))).numpy()
+
+    generator = torch.Generator().manual_seed(0)
+    scoring, audio = tmp_path / "scoring", tmp_path / "Audio"
+    scoring.mkdir()
+    audio.mkdir()
+    lists = {"utterances": [], "dev": []}
+    for number in range(6):
+        pitches = (200 + 200 * torch.randint(0, 18, (8,), generator=generator)).tolist()
+        soundfile.write(audio / f"doc{number}.wav", melody(pitches), 16000)
+        lists["utterances"].append(f"quesst/Audio/doc{number}.wav nnenglish")
+        if number in (1, 4):
+            soundfile.write(audio / f"query{number}.wav", melody(pitches[2:6]), 16000)
+            lists["dev"].append(f"quesst/Audio/query{number}.wav nnenglish")
+    for name, lines in lists.items():
+        (scoring / f"language_key_{name}.lst").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_queries_are_found_and_nothing_is_trained(queries, tmp_path, capsys):
+    pytest.importorskip("dtw", reason="the extra `experts` is not installed")
+    etree = pytest.importorskip("lxml.etree", reason="the extra `experts` is not installed")
+    section = "config.downstream_expert."
+    keys = f"{section}datarc.dataset_root={queries},,{section}datarc.num_workers=0"
+    base = ["-u", TINY, "-d", "s3prl:quesst14_dtw", "-p", str(tmp_path / "run")]
+    base += ["-o", f"{keys},,{section}max_workers=1"]
+    assert main(["-m", "evaluate", "-t", "dev", *base, "-f", "layer", "-l", "0"]) == 0
+    tree = etree.parse(str(tmp_path / "run" / "benchmark.stdlist.xml"))
+    found = {}
+    for query in tree.iter("detected_termlist"):
+        scores = {term.get("file"): float(term.get("score")) for term in query.iter("term")}
+        assert len(scores) == 6
+        found[query.get("termid")] = max(scores, key=scores.__getitem__)
+    assert found == {"query1": "doc1", "query4": "doc4"}
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+
+    assert "nothing is trained" in refused(capsys, *base, "-f", "layer", "-l", "0")
+    for featurizer in ("varan", "weighted_sum"):
+        said = refused(capsys, "-m", "evaluate", "-t", "dev", *base, "-f", featurizer)
+        assert "use -f layer -l N" in said
+
+
 # ---- what is refused, and how
 
 
@@ -294,7 +350,7 @@ def test_a_head_on_every_layer_is_refused(featurizer, own_args, capsys):
 def test_an_unknown_expert_is_told_the_like(own_args, capsys):
     said = refused(capsys, *own_args(expert="s3prl:emotoin"))
     assert "no downstream 'emotoin'" in said and "'emotion'" in said
-    assert "nothing is trained there" in refused(capsys, *own_args(expert="s3prl:quesst14_dtw"))
+    assert "does not take what" in refused(capsys, *own_args(expert="s3prl:voxceleb1_framelevel"))
 
 
 def test_a_class_that_is_neither_task_nor_expert_is_refused(own_args, tmp_path, capsys):
@@ -391,8 +447,8 @@ def test_the_page_has_every_expert_that_s3prl_has():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_are_found_and_are_valid(path):
-    if path.stem != "example":
-        pytest.importorskip("asteroid", reason="the extra `experts` is not installed")
+    for package in () if path.stem == "example" else ("asteroid", "dtw"):
+        pytest.importorskip(package, reason="the extra `experts` is not installed")
     first = path.read_text().splitlines()[0].removeprefix("# python run_downstream.py ")
     args = parse_args(first.split())
     assert args.downstream == f"s3prl:{path.stem}"

@@ -59,6 +59,7 @@ class Task(ABC):
     released_nll: ClassVar[NllReduction] = "batch_mean"  # how the authors' code averages this loss
     draws_anew: ClassVar[bool] = False  # `load` gives another crop or the like each time
     scores_training: ClassVar[bool] = True  # predictions of training batches are cheap to score
+    trains: ClassVar[bool] = True  # else -m evaluate needs no checkpoint
     one_stream: ClassVar[bool] = False  # cannot have a head on every layer
     knows_speakers: ClassVar[bool] = False  # those of training are meant to be in the other splits
     longest_piece: ClassVar[float | None] = None  # seconds; -m inference cuts longer recordings
