@@ -27,13 +27,13 @@ class Featurizer(nn.Module):
 
     NEEDED: ClassVar = ("name",)  # what a class must set
     name: ClassVar[str]  # of -f, and of its section in the config
+    several_streams: ClassVar[bool] = False  # it hands on layers by themselves, for a head on each
     # Where only means over time are asked for, it may be given the means instead of the frames.
     # Right for weights that frames do not decide; one that is not linear in the frames says False.
     takes_means: ClassVar[bool] = True
     weighs_layers: ClassVar[bool] = True  # else no weights are shown: it has none
     # It weighs by a q(l | x) of its input: then `layer_logits` and `weigh` tell what that is worth.
     depends_on_input: bool = False
-    several_streams: ClassVar[bool] = False  # it hands on layers by themselves, for a head on each
     prior: Tensor
 
     @dataclass(frozen=True)

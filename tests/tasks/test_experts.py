@@ -175,7 +175,7 @@ def test_the_kl_of_dynamic_sum_is_in_the_loss(posterior, own_args, tmp_path):
     model = build_model(settings).eval()
     batch = next(iter(ExpertLoaders(settings.task, 0).evaluation("dev")))
     step = model(batch.wavs, batch.targets)
-    feats = model.features(batch.wavs)
+    feats = model.featurizer(model.encode(batch.wavs))
     clips = [each[:length] for each, length in zip(feats.hidden[:, 0], feats.lengths, strict=True)]
     by_hand = model.downstream.heads(
         "dev", clips, *batch.targets.others, records=defaultdict(list), batch_id=0
