@@ -10,6 +10,9 @@
                                                      left out each
     python prepare_data.py synthetic ROOT            make a small synthetic corpus there, then
                                                      prepare it like RAVDESS
+    python prepare_data.py trials SOURCE             speaker verification on your own recordings: a
+                                                     folder for each speaker, or a table with the
+                                                     columns path and speaker
     python prepare_data.py librispeech ROOT          length tables for any folder in LibriSpeech's
                                                      layout
     python prepare_data.py manifest FILE.tsv         the same for recordings listed as
@@ -37,6 +40,7 @@ from s3prl_varan.corpora.labels import prepare_labels
 from s3prl_varan.corpora.librispeech import prepare_librispeech
 from s3prl_varan.corpora.manifest import UNKNOWN, prepare_manifest
 from s3prl_varan.corpora.ravdess import prepare_ravdess
+from s3prl_varan.corpora.trials import prepare_trials
 from s3prl_varan.errors import UserError
 
 
@@ -74,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     iemocap.add_argument("root", metavar="ROOT", help="holds Session1 .. Session5")
     iemocap.set_defaults(prepare=prepare_iemocap)
     _add_synthetic(commands.add_parser("synthetic", parents=[shared], help="folder to make it in"))
+    _add_trials(commands.add_parser("trials", parents=[shared], help="recordings by speaker"))
     _add_librispeech(
         commands.add_parser("librispeech", parents=[shared], help="folder that holds the splits")
     )
@@ -130,6 +135,25 @@ def _add_synthetic(parser: argparse.ArgumentParser) -> None:
         help="clips per actor, emotion and sentence (default 1)",
     )
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_trials(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=prepare_trials)
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="holds a folder of recordings for each speaker; or a CSV or TSV with the columns path "
+        "and speaker (start and end, if it has them; what `labels` wrote will do)",
+    )
+    _add_audio_root(parser)
+    for split in ("dev", "test"):
+        parser.add_argument(
+            f"--{split}_speakers", type=int, metavar="N", help="default: a sixth, at least two"
+        )
+    parser.add_argument(
+        "--trials", type=int, default=20000, metavar="N", help="of dev and of test (default 20000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the speakers and trials")
 
 
 def _add_librispeech(parser: argparse.ArgumentParser) -> None:

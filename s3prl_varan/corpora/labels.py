@@ -98,7 +98,7 @@ def prepare_table(
     columns = assign(good, folds, seed, summary.notes)
     check_columns(good, columns)
     good = _convert(good, base, summary)
-    write_atomic(summary.out / TABLE, _content(good, columns, summary.out))
+    write_atomic(summary.out / TABLE, table_text(good, columns, summary.out))
     summary.clips, summary.rows = len(good), list(_rows(good, columns))
     return summary
 
@@ -216,7 +216,8 @@ def _convert(
     return [replace(clip, path=copies.get(clip.path, clip.path)) for clip in clips]
 
 
-def _content(clips: Sequence[LabelledClip], columns: Assignment, out: Path) -> str:
+def table_text(clips: Sequence[LabelledClip], columns: Assignment, out: Path) -> str:
+    """A prepared table, to be written into the folder `out`."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
     writer.writerow([*KEPT, *columns])
@@ -248,9 +249,11 @@ def _rows(clips: Sequence[LabelledClip], columns: Assignment) -> Iterator[SplitR
 # ---- reading what was prepared
 
 
-def read_prepared(folder: Path) -> list[dict[str, str]]:
-    """The rows of folder/prepared_labels.tsv. UserError where it is not such a table."""
-    path = folder / TABLE
+def read_prepared(
+    folder: Path, table: str = TABLE, command: str = "labels"
+) -> list[dict[str, str]]:
+    """The rows of folder/`table`. UserError where it is none that the command wrote."""
+    path = folder / table
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t", strict=True)
@@ -261,7 +264,7 @@ def read_prepared(folder: Path) -> list[dict[str, str]]:
     torn = any(None in row or None in row.values() for row in rows)
     if lacking or torn or not rows:
         found = f"no column {', '.join(lacking)}" if lacking else "rows are missing or torn"
-        raise UserError(f"{path}: not a table that `prepare_data.py labels` wrote ({found})")
+        raise UserError(f"{path}: not a table that `prepare_data.py {command}` wrote ({found})")
     return rows
 
 

@@ -178,7 +178,8 @@ def _confusions(tested: Mapping[str, Evaluation]) -> dict[str, Any]:
     for split, evaluation in tested.items():
         truth = [record["truth"] for record in evaluation.records]
         classes = set(map(str, truth))
-        if classes != {""} and len(classes) <= MAX_CONFUSION_CLASSES:
+        guessed = all("predict" in record for record in evaluation.records)
+        if guessed and classes != {""} and len(classes) <= MAX_CONFUSION_CLASSES:
             predicted = [record["predict"] for record in evaluation.records]
             found[split] = confusion(truth, predicted)
     return found

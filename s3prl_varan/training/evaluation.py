@@ -29,7 +29,7 @@ class Evaluation:
     """A whole split, evaluated."""
 
     split: str
-    figures: dict[str, float]  # the task's, then loss, nll and kl in nats
+    figures: dict[str, float]  # the task's, then (where it has one) loss, nll and kl in nats
     records: list[Record]  # of every clip, in the split's order; layer_weights among them
     dynamics: dict[str, Any] | None = None  # see training/dynamics.py, where it was asked for
 
@@ -80,7 +80,7 @@ class Evaluator:
         parts = self._gather((rows, dict(replaced), dict(sums)))
         records = in_order(row for part, _, _ in parts for row in part)
         figures = self.task.score(records)
-        for name in sums:
+        for name in sums if self.task.outputs_everywhere else ():
             figures[name] = sum(part.get(name, 0.0) for _, _, part in parts) / len(records)
         if not math.isfinite(figures[self.task.metric]):
             raise UserError(

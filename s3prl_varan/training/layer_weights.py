@@ -22,12 +22,13 @@ def write_layer_weights(
     prior: Sequence[float] | None,
     picture: bool,
 ) -> None:
-    """Write the files for the split evaluated last; records with name, truth, predict, weights.
+    """Write the files for the split evaluated last.
 
-    prior: p(l) of the layers, where there is one.
+    records: with name, truth, weights, and predict where there is such a thing. prior: p(l) of the
+    layers, where there is one.
     """
     rows = [
-        [split, record["name"], _text(record["truth"]), _text(record["predict"])]
+        [split, record["name"], _text(record["truth"]), _text(record.get("predict", ""))]
         + [f"{weight:.6f}" for weight in record["layer_weights"]]
         for record in records
     ]

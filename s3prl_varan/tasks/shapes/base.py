@@ -61,6 +61,7 @@ class Task(ABC):
     scores_training: ClassVar[bool] = True  # predictions of training batches are cheap to score
     trains: ClassVar[bool] = True  # else -m evaluate needs no checkpoint
     one_stream: ClassVar[bool] = False  # cannot have a head on every layer
+    outputs_everywhere: ClassVar[bool] = True  # else only training's targets have a loss
     knows_speakers: ClassVar[bool] = False  # those of training are meant to be in the other splits
     longest_piece: ClassVar[float | None] = None  # seconds; -m inference cuts longer recordings
     remedy: ClassVar[str] = "Set the paths in config.downstream_expert.datarc, with -o or -c."
@@ -243,7 +244,7 @@ class Task(ABC):
 
     @abstractmethod
     def records(self, prediction: Prediction, items: Sequence[Item]) -> list[Record]:
-        """What is kept of each clip for `score` and `write`: name, truth, predict..."""
+        """What is kept of each clip for `score` and `write`: name, truth, predict (if any)..."""
 
     @abstractmethod
     def score(self, records: Sequence[Record]) -> dict[str, float]:
