@@ -18,6 +18,8 @@
     python prepare_data.py manifest FILE.tsv         the same for recordings listed as
                                                      `path TAB text`, or in the columns path,
                                                      text, speaker, split
+    python prepare_data.py mixtures ROOT --out DIR   two speakers at a time, mixed from any corpus
+                                                     with speakers: who speaks when
 
 Each command has its own --help.
 """
@@ -39,6 +41,7 @@ from s3prl_varan.corpora.iemocap import prepare_iemocap
 from s3prl_varan.corpora.labels import prepare_labels
 from s3prl_varan.corpora.librispeech import prepare_librispeech
 from s3prl_varan.corpora.manifest import UNKNOWN, prepare_manifest
+from s3prl_varan.corpora.mixtures import prepare_mixtures
 from s3prl_varan.corpora.ravdess import prepare_ravdess
 from s3prl_varan.corpora.trials import prepare_trials
 from s3prl_varan.errors import UserError
@@ -84,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_manifest(
         commands.add_parser("manifest", parents=[shared], help="text file with lines path TAB text")
+    )
+    _add_mixtures(
+        commands.add_parser("mixtures", parents=[shared], help="corpus whose speakers to mix")
     )
     return parser
 
@@ -185,6 +191,26 @@ def _add_manifest(parser: argparse.ArgumentParser) -> None:
         help="what to do about digits and symbols outside the alphabet",
     )
     _add_build_dict(parser)
+
+
+def _add_mixtures(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(prepare=prepare_mixtures)
+    parser.add_argument(
+        "root",
+        metavar="ROOT",
+        help="what `labels` prepared, LibriSpeech's layout, or a folder for each speaker",
+    )
+    for split, count in (("train", 400), ("dev", 50), ("test", 50)):
+        text = f"mixtures of {split} (default {count})"
+        parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help=text)
+    parser.add_argument(
+        "--utterances",
+        type=int,
+        default=3,
+        metavar="N",
+        help="of each speaker in a mixture, at most (default 3)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def _add_build_dict(parser: argparse.ArgumentParser) -> None:
