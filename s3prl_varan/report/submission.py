@@ -25,7 +25,7 @@ def collect_submission(cells: list[Cell], out: Path) -> Path:
             problems.append(f"{cell.path}: made by version 0.1, submit it with that version")
         entries = cell.submission or {}
         sources = {place: cell.path / name for place, name in entries.items() if cell.done}
-        present = {place: source for place, source in sources.items() if source.is_file()}
+        present = {place: source for place, source in sources.items() if source.exists()}
         if sources and not present:
             names = " and no ".join(source.name for source in sources.values())
             problems.append(f"{cell.path}: no {names}")
@@ -45,10 +45,12 @@ def collect_submission(cells: list[Cell], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(out / "predict.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for place, (_, source) in ordered.items():
-            target = out / "predict" / place
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-            archive.write(target, f"predict/{place}")
+            # A folder has a file for each recording.
+            for file in sorted(source.iterdir()) if source.is_dir() else [source]:
+                target = out / "predict" / place / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+                archive.write(target, target.relative_to(out))
     write_atomic(out / "README.md", _readme({place: one for place, (one, _) in ordered.items()}))
     return out / "predict.zip"
 

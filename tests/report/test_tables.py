@@ -360,6 +360,22 @@ def test_submission_has_the_leaderboards_names(tmp_path: Path) -> None:
     assert "scored only with all" in readme and "SUPERB's own corpora" in readme
 
 
+def test_submission_of_a_folder_has_all_its_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "varan", 1, 1, 50)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "submission": {"sd_public": "a/b"}}))
+    assert main([str(run), "--submission", str(tmp_path / "none")]) == 2
+    (run / "a" / "b").mkdir(parents=True)
+    for name in ("one", "two"):
+        (run / "a" / "b" / f"{name}.h5").write_text(name)
+    assert main([str(run), "--submission", str(tmp_path / "sub")]) == 0
+    with zipfile.ZipFile(tmp_path / "sub/predict.zip") as archive:
+        names = ["predict/sd_public/one.h5", "predict/sd_public/two.h5"]
+        assert archive.namelist() == names
+        assert [archive.read(name) for name in names] == [b"one", b"two"]
+    assert (tmp_path / "sub/predict/sd_public/two.h5").read_text() == "two"
+
+
 def test_submission_refuses_two_runs_for_one_place(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
