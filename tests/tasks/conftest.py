@@ -27,6 +27,17 @@ def speakers_corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixtures_corpus(tmp_path_factory) -> Path:
+    """Mixtures of two speakers, in Kaldi's layout."""
+    from s3prl_varan.corpora.mixtures import prepare_mixtures
+
+    voices = corpora.make_voices(tmp_path_factory.mktemp("voices"))
+    out = tmp_path_factory.mktemp("made") / "mixtures"
+    prepare_mixtures(voices, out, train=6, dev=3, test=4)
+    return out
+
+
+@pytest.fixture(scope="session")
 def letters_corpus(tmp_path_factory) -> Path:
     """LibriSpeech's layout, prepared: a pitch for each letter."""
     from s3prl_varan.corpora.librispeech import prepare_librispeech

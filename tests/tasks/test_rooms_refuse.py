@@ -32,6 +32,9 @@ def without(pattern):
         ("voxceleb1", without("dev/wav/id10001/*_3"), "iden_split.txt lists it"),
         ("voxceleb1", without("iden_split.txt"), "iden_split.txt cannot be read"),
         ("voxceleb1", without("*/wav"), "no folder dev/wav or test/wav in it"),
+        ("diarization", without("dev"), "dev/wav.scp: cannot be read"),
+        ("diarization", without("train/utt2spk"), "utt2spk: cannot be read"),
+        ("diarization", without("test/wav/test-00002.wav"), "test-00002.wav: no such file"),
     ],
 )
 def test_one_message_before_training(name, spoil, expected, request, tmp_path, capsys):

@@ -19,6 +19,11 @@ PLACES = {
         {"file_path": "", "meta_data": "iden_split.txt"},
         "dev/wav/id11251/*/*.wav",
     ),
+    "diarization": (
+        "mixtures_corpus",
+        {"train_dir": "train", "dev_dir": "dev", "test_dir": "test"},
+        "test/wav/*.wav",
+    ),
 }
 
 
@@ -30,6 +35,7 @@ def test_train_evaluate_infer(name, request, tmp_path, capsys):
         **{f"downstream_expert.datarc.{key}": corpus / place for key, place in places.items()},
         "downstream_expert.datarc.num_workers": 0,
         "runner.total_steps": 4,
+        "runner.gradient_accumulate_steps": 1,
         "runner.eval_step": 2,
         "runner.save_step": 2,
     }
@@ -37,14 +43,15 @@ def test_train_evaluate_infer(name, request, tmp_path, capsys):
     flags = ["-u", TINY, "-d", name, "-f", "varan", "--device", "cpu", "-p", str(folder)]
     assert main([*flags, "-o", override]) == 0, capsys.readouterr().err
     result = json.loads((folder / "result.json").read_text())
-    assert 0 <= result["test"]["test"]["acc"] <= 100 and "dev" in result
+    metric = result["metric"]
+    assert 0 <= result["test"]["test"][metric] <= 200 and "dev" in result
     for written in result["submission"].values():
         assert (folder / written).is_file()
     call = ["-e", str(folder), "-u", TINY, "--device", "cpu"]
     assert main(["-m", "evaluate", "-t", "test", *call]) == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["acc"] == result["test"]["test"]["acc"]
+    assert rows[-1][metric] == result["test"]["test"][metric]
     path = next(corpus.glob(clip))
     assert main(["-m", "inference", "-t", str(path), *call]) == 0, capsys.readouterr().err
     (answer,) = map(json.loads, (folder / "inference.jsonl").read_text().splitlines())
-    assert answer["prediction"] and answer["file"] == str(path)
+    assert "prediction" in answer and answer["file"] == str(path)
