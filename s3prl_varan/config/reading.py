@@ -38,17 +38,19 @@ def find_config(downstream: str, given: str | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The file's content as plain values. UserError where it is no YAML file with sections."""
+def read_config(
+    path: Path, expected: str = "sections such as runner, optimizer, downstream_expert"
+) -> dict[str, Any]:
+    """The file's content as plain values. UserError where it is no YAML file with keys.
+
+    expected: those keys, for the message.
+    """
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not a YAML file that can be read: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: expected sections such as runner, optimizer, downstream_expert; "
-            f"found {type(raw).__name__}."
-        )
+        raise UserError(f"{path}: expected {expected}; found {type(raw).__name__}.")
     return raw
 
 

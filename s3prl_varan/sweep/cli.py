@@ -1,11 +1,11 @@
 """Command line of run/sweep.py."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from s3prl_varan.errors import UserError
 
@@ -41,7 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--print_worker", "--print-worker", action="store_true", help="one worker, for SLURM")
     add("--retry_failed", action="store_true", help="try once more what was given up")
     add("--no_wait", action="store_true", help="end when others are at all cells that are left")
-    add("--entry", help=argparse.SUPPRESS)
     return parser
 
 
@@ -49,69 +48,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 all done, 1 some cells failed, 2 a mistake in the input, 130 interrupted."""
     args = build_parser().parse_args(argv)
     try:
-        return _sweep(args)
+        return _sweep(args, sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _sweep(args: argparse.Namespace) -> int:
-    from s3prl_varan.sweep.plan import check_corpora, plan_sweep
+def _sweep(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    from s3prl_varan.sweep.cells import Work, locked
+    from s3prl_varan.sweep.engine import run_sweep
     from s3prl_varan.sweep.progress import listing
-    from s3prl_varan.sweep.spec import read_spec
+    from s3prl_varan.sweep.spec import check_corpora, plan_sweep, read_spec, write_plan
 
     if args.workers < 1:
         raise UserError(f"--workers: expected 1 or more, found {args.workers}.")
     spec = read_spec(Path(args.sweep), args.set)
     if args.storage and spec.search is None:
         raise UserError("--storage keeps the draws of a search, and this sweep is a grid.")
-    folder = Path(args.out or Path("result/sweeps") / spec.name)
     if args.print_worker:
-        print(worker_command(args, folder))
+        print(worker_command(argv))
         return 0
+    folder = Path(args.out or Path("result/sweeps") / spec.name)
     cells = plan_sweep(spec, args.sweep)
+    work = Work(folder, cells)
+    if spec.search is not None:
+        from s3prl_varan.sweep.search import Search
+
+        work = Search(folder, cells, spec, args.storage)
     if args.dry_run:
-        print(listing(cells, folder, args.workers, spec.search.trials if spec.search else 0))
+        print(listing(work, args.workers))
         return 0
     check_corpora(cells)
-    return _run(args, spec, cells, folder)
-
-
-def _run(args: argparse.Namespace, spec: Any, cells: list[Any], folder: Path) -> int:
-    from s3prl_varan.sweep.engine import run_sweep
-    from s3prl_varan.sweep.folder import locked
-    from s3prl_varan.sweep.plan import write_plan
-    from s3prl_varan.sweep.work import Work
-
     with locked(folder):
         pass  # or there are no locks, which is better said before a cell starts
     if spec.search is None:
         write_plan(cells, folder, spec.name)
-        work = Work(folder, cells)
-    else:
-        from s3prl_varan.sweep.search import Search
-
-        work = Search(folder, cells, spec, args.storage)
     if args.retry_failed:
         print(f"trying {work.retry_failed()} failed again")
     gpus = [gpu for gpu in args.gpus.split(",") if gpu]
-    entry = {"entry": args.entry} if args.entry else {}
-    code = run_sweep(work, workers=args.workers, gpus=gpus, wait=not args.no_wait, **entry)
+    code = run_sweep(work, workers=args.workers, gpus=gpus, wait=not args.no_wait)
     print(f"report: python run/report.py {folder}")
     if code == 0 and work.best():
         print(work.best())
     return code
 
 
-def worker_command(args: argparse.Namespace, folder: Path) -> str:
-    """A command line that runs one worker from anywhere, and how to hand it to SLURM."""
+def worker_command(argv: Sequence[str]) -> str:
+    """This command as one worker's, which can be given anywhere, and how to hand it to SLURM."""
     script = Path(__file__).resolve().parents[2] / "run" / "sweep.py"
-    words = [sys.executable, str(script), str(Path(args.sweep).resolve())]
-    words += ["--out", str(folder.resolve()), "--workers", "1"]
-    for change in args.set:
-        words += ["--set", change]
-    if args.storage:
-        words += ["--storage", args.storage]
-    command = shlex.join([*words, "--no_wait"])
+    kept = [word for word in argv if not word.startswith("--p")]  # print_worker, maybe cut short
+    worker = [sys.executable, str(script), *kept, "--workers", "1", "--no_wait"]
+    command = f"cd {shlex.quote(os.getcwd())} && {shlex.join(worker)}"
     batch = "sbatch --array=0-7 --gpus=1 --requeue --wrap"
     return f"{command}\n# SLURM, 8 workers: {batch} {shlex.quote(command)}"

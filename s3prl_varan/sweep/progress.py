@@ -2,21 +2,21 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from s3prl_varan.files import RESULT, read_json
-from s3prl_varan.sweep.folder import read_state
-from s3prl_varan.sweep.plan import Cell, varied_keys
-from s3prl_varan.sweep.work import Work
+from s3prl_varan.sweep.cells import Work
+from s3prl_varan.sweep.spec import Cell
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}{postfix}]"
 COST_FLAGS = (
     "upstream", "upstream_ckpt", "downstream", "featurizer", "lora", "upstream_trainable",
 )  # fmt: skip
+UNKNOWN = "unknown until a first cell has run"
 
 
 class Costs:
@@ -29,11 +29,9 @@ class Costs:
     def __init__(self, folder: Path) -> None:
         self.rates: dict[tuple[str, ...], list[float]] = defaultdict(list)
         for path in sorted(folder.glob(f"*/{RESULT}")):
-            try:
+            with suppress(ValueError, KeyError, TypeError):
                 result = read_json(path)
                 self.add(result, result["seconds"])
-            except (ValueError, KeyError, TypeError):
-                continue
 
     def add(self, stored: dict[str, Any], seconds: float) -> None:
         """One finished cell."""
@@ -53,31 +51,24 @@ def _kind(stored: dict[str, Any]) -> tuple[str, ...]:
 
 
 def readable_time(seconds: float | None) -> str:
-    """ "3 h 20 min", "4 min", "12 s"; "?" for None."""
-    if seconds is None:
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+    """ "3:20:00" or "04:00"; "?" for None."""
+    return "?" if seconds is None else tqdm.format_interval(seconds)
 
 
-def listing(cells: Sequence[Cell], folder: Path, workers: int, draws: int) -> str:
+def listing(work: Work, workers: int) -> str:
     """The cells with their state and estimated cost, and the total."""
-    costs, names, lines = Costs(folder), varied_keys(cells), []
-    states = [read_state(folder / cell.id) for cell in cells]
-    for cell, state in zip(cells, states, strict=True):
+    costs, lines, left = Costs(work.folder), [], []
+    for cell in work.planned:
+        state = work.state(cell)
         shown = readable_time(costs.seconds(cell)) if state.open else state.status
-        lines.append(f"{cell.id}  {shown:>10}  {cell.describe(names)}")
-    if draws:
-        lines.append(f"a search of {draws} draws; above are cells at the ends of its space")
-        return "\n".join(lines)
-    left = [cell for cell, state in zip(cells, states, strict=True) if state.open]
-    seconds, done = costs.seconds(*left), sum(state.status == "done" for state in states)
-    told = "unknown until a first cell has run"
-    if seconds is not None:
-        told = readable_time(seconds / workers)
-    lines.append(f"{len(cells)} cells, {done} done; the rest on {workers} worker(s): {told}")
+        lines.append(f"{cell.id}  {shown:>10}  {cell.describe(work.shown)}")
+        left += [cell] if state.open else []
+    if work.unit == "draw":
+        lines.append(f"a search of {work.total} draws; above are cells at the ends of its space")
+    else:
+        seconds, done = costs.seconds(*left), work.tally()["done"]
+        told = readable_time(seconds / workers) if seconds is not None else UNKNOWN
+        lines.append(f"{work.total} cells, {done} done; the rest on {workers} worker(s): {told}")
     return "\n".join(lines)
 
 
@@ -95,13 +86,11 @@ class Progress:
         """Bring the bar up to date and say what became of cells since the last time."""
         for cell in self.work.cells():
             self._tell(cell)
-        tally = self.work.tally()
+        tally, left = self.work.tally(), self.seconds_left()
         self.bar.n = tally["done"] + tally["pruned"] + tally["failed"]
-        parts = [f"{tally['started']} running"]
-        parts += [f"{tally[one]} {one}" for one in ("pruned", "failed") if tally[one]]
-        left = self.seconds_left()
+        parts = [f"{tally[one]} {one}" for one in ("pruned", "failed") if tally[one]]
         eta = readable_time(None if left is None else left / max(1, tally["started"]))
-        self.bar.set_postfix_str(", ".join([*parts, f"ETA {eta}"]))
+        self.bar.set_postfix_str(", ".join([f"{tally['started']} running", *parts, f"ETA {eta}"]))
 
     def _tell(self, cell: Cell) -> None:
         state = self.work.state(cell)

@@ -21,11 +21,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.files import METRICS, RESULT, read_json, read_jsonl
-from s3prl_varan.sweep.folder import held
-from s3prl_varan.sweep.plan import Cell, plan_cells
-from s3prl_varan.sweep.spec import Spec, expand
-from s3prl_varan.sweep.work import Look, Work
+from s3prl_varan.files import METRICS, RESULT, held, read_json, read_jsonl
+from s3prl_varan.sweep.cells import Look, Work
+from s3prl_varan.sweep.spec import Cell, Spec, expand, plan_cells
 
 FINISHED = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned"}
 
@@ -43,14 +41,13 @@ class Search(Work):
     ) -> None:
         super().__init__(folder, ends)
         assert spec.search is not None
-        self.spec, self.search = spec, spec.search
-        self.total = self.search.trials
+        self.spec, self.search, self.total = spec, spec.search, spec.search.trials
         self.shown = list(dict.fromkeys([*self.search.space, *self.shown]))
         self.storage = storage or str(folder / f"{spec.name}.journal")
-        self.higher_is_better = ends[0].stored["task"]["higher_is_better"]
         # A changed sweep is another study; what it shares with the earlier one is in the folders.
         text = json.dumps(sorted(cell.id for cell in ends))
         self.name = f"{spec.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.prunes = self.search.pruner != "none"
         self.drawn: dict[int, list[Cell]] = {}  # number of a draw -> its cells
         self.refused: dict[int, str] = {}  # values that do not go together -> why
 
@@ -58,17 +55,17 @@ class Search(Work):
     def study(self) -> optuna.Study:
         """Opened in every process anew. UserError where the storage cannot be used."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        median = self.search.pruner == "median"
+        journal = "://" not in self.storage
+        higher = self.planned[0].stored["task"]["higher_is_better"]
         try:
-            journal = "://" not in self.storage
             return optuna.create_study(
                 storage=JournalStorage(JournalFileBackend(self.storage))
                 if journal
                 else self.storage,
                 study_name=self.name,
                 load_if_exists=True,
-                direction="maximize" if self.higher_is_better else "minimize",
-                pruner=optuna.pruners.MedianPruner() if median else optuna.pruners.NopPruner(),
+                direction="maximize" if higher else "minimize",
+                pruner=optuna.pruners.MedianPruner() if self.prunes else optuna.pruners.NopPruner(),
             )
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
@@ -97,10 +94,10 @@ class Search(Work):
     def cells_of(self, draw: FrozenTrial) -> list[Cell]:
         """A draw's cells; none where its values do not go together."""
         if draw.number not in self.drawn:
+            self.drawn[draw.number] = []
             try:
                 self.drawn[draw.number] = self.plan(self.search.values(draw.params))
             except UserError as error:
-                self.drawn[draw.number] = []
                 self.refused[draw.number] = f"draw {draw.number}: {error}"
         return self.drawn[draw.number]
 
@@ -126,18 +123,18 @@ class Search(Work):
     def _next(self, draw: FrozenTrial) -> Iterator[tuple[Cell, Look | None]]:
         """The cell that a draw has come to; none where it is over, which the study is told."""
         figures: list[float] = []
-        prunes = self.search.pruner != "none"
         for cell in self.cells_of(draw):
             status = self.state(cell).status
             if status == "done":
                 result = read_json(self.folder / cell.id / RESULT)
                 figures.append(result["dev"][cell.metric])
                 continue
-            if status == "pruned" and prunes:
+            if status == "pruned" and self.prunes:
                 self._tell(draw, state=TrialState.PRUNED)
             elif status != "failed":
                 trial, known = Trial(self.study, draw._trial_id), set(draw.intermediate_values)
-                yield cell, partial(self._poor, cell, trial, figures, known) if prunes else None
+                poor = partial(self._poor, cell, trial, figures, known)
+                yield cell, poor if self.prunes else None
             return
         if figures:
             self._tell(draw, values=sum(figures) / len(figures))

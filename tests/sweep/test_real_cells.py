@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from s3prl_varan.report.cli import main as report
+from s3prl_varan.sweep.cli import build_parser
 from s3prl_varan.sweep.cli import main as sweep
-from s3prl_varan.sweep.plan import plan_sweep
-from s3prl_varan.sweep.spec import read_spec
+from s3prl_varan.sweep.spec import plan_sweep, read_spec
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -137,4 +138,9 @@ def test_worker_command_is_complete(
         == 0
     )
     first = capsys.readouterr().out.splitlines()[0]
-    assert f"--out {tmp_path / 'o'} --workers 1 --set seed=2" in first and str(tone_sweep) in first
+    place, _, command = first.partition(" && ")
+    python, script, *argv = shlex.split(command)
+    assert place == f"cd {Path.cwd()}" and python == sys.executable and Path(script).is_file()
+    args = build_parser().parse_args(argv)
+    assert (args.sweep, args.out, args.set) == (str(tone_sweep), str(tmp_path / "o"), ["seed=2"])
+    assert args.workers == 1 and args.no_wait and not args.print_worker

@@ -12,15 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_cells import fake_cells, fake_sweep
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import held
 from s3prl_varan.report.cells import find_cells
-from s3prl_varan.sweep.folder import State, locked, read_state, write_state
-from s3prl_varan.sweep.plan import write_plan
+from s3prl_varan.sweep.cells import State, Work, locked, read_state, write_state
 from s3prl_varan.sweep.progress import Costs, Progress, readable_time
-from s3prl_varan.sweep.work import Work
-from tests.sweep.fake_cells import fake_cells, fake_sweep
+from s3prl_varan.sweep.spec import write_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,9 +56,9 @@ def test_costs_come_from_finished_cells(tmp_path: Path) -> None:
     assert Costs(tmp_path).seconds(*another) == pytest.approx(16.0)
     assert [readable_time(value) for value in (None, 12, 240, 12000)] == [
         "?",
-        "12 s",
-        "4 min",
-        "3 h 20 min",
+        "00:12",
+        "04:00",
+        "3:20:00",
     ]
 
 
@@ -122,10 +121,11 @@ def start(folder: Path, seeds: int, workers: int, seconds: float) -> subprocess.
     """A sweep in a process of its own."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from tests.sweep.fake_cells import fake_cells, fake_sweep\n"
+        "from fake_cells import fake_cells, fake_sweep\n"
         f"sys.exit(fake_sweep(Path({str(folder)!r}), fake_cells(range({seeds})), {workers}))"
     )
-    environment = {**os.environ, "FAKE_SECONDS": str(seconds)}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "FAKE_SECONDS": str(seconds), "PYTHONPATH": path}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", code]
     return subprocess.Popen(command, env=environment, cwd=ROOT, text=True, **output)

@@ -4,29 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_cells import quick
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import held
-from s3prl_varan.sweep.folder import State, write_state
-from s3prl_varan.sweep.spec import SearchOptions, Spec
-from tests.sweep.fake_cells import fake_cells
+from s3prl_varan.sweep.cells import State, write_state
 
-optuna = pytest.importorskip("optuna")
+pytest.importorskip("optuna")
+from fake_search import FakeSearch, fake_search  # noqa: E402
+
 from s3prl_varan.sweep.engine import run_sweep  # noqa: E402
-from s3prl_varan.sweep.search import Search  # noqa: E402
-
-
-class FakeSearch(Search):
-    """Draws seeds of fake cells, one cell each."""
-
-    def plan(self, values: dict[str, Any]) -> list[Any]:
-        return fake_cells([values["seed"]])
-
-
-def fake_search(folder: Path, storage: str | None = None, **options: Any) -> FakeSearch:
-    space = {"seed": optuna.distributions.IntDistribution(0, 40)}
-    search = SearchOptions(**{"trials": 12, "seed": 0, "space": space, **options})
-    return FakeSearch(folder, fake_cells([0, 40]), Spec("x", {}, [], search), storage)
 
 
 @pytest.fixture(params=["journal", "sqlite"])
@@ -41,7 +28,7 @@ def test_search_prunes_and_counts_its_draws(
 ) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "1.0")
     search = fake_search(tmp_path)
-    assert run_sweep(search, workers=2, entry="tests.sweep.fake_cells:quick") == 0
+    assert run_sweep(search, workers=2, run=quick) == 0
     tally = search.tally()
     assert tally["done"] + tally["pruned"] == 12 == sum(tally.values()) and tally["pruned"] >= 1
     pruned = [path.parent for path in tmp_path.glob("*/status.json")]
@@ -49,7 +36,7 @@ def test_search_prunes_and_counts_its_draws(
     assert search.study.best_value == 59.0 - search.study.best_params["seed"]
     assert search.best().endswith(f"with seed={search.study.best_params['seed']}")
     runs = {path.parent.name: path.read_text() for path in tmp_path.glob("*/runs.txt")}
-    assert run_sweep(fake_search(tmp_path), entry="tests.sweep.fake_cells:quick") == 0
+    assert run_sweep(fake_search(tmp_path), run=quick) == 0
     assert {path.parent.name: path.read_text() for path in tmp_path.glob("*/runs.txt")} == runs
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import parse_yaml
-from s3prl_varan.sweep.plan import command_line, plan_cells, plan_sweep
-from s3prl_varan.sweep.spec import Spec, expand, read_spec
+from s3prl_varan.sweep.spec import Spec, command_line, expand, plan_cells, plan_sweep, read_spec
 
 SHIPPED = sorted(Path(__file__).parents[2].glob("downstream_configs/sweeps/*.yaml"))
 

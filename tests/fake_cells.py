@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.sweep.cells import Work
 from s3prl_varan.sweep.engine import run_sweep
-from s3prl_varan.sweep.plan import Cell
-from s3prl_varan.sweep.work import Work
+from s3prl_varan.sweep.spec import Cell
 
 
 def fake_cells(seeds: list[int], steps: int = 10, **flags: object) -> list[Cell]:
@@ -31,7 +31,7 @@ def fake_cells(seeds: list[int], steps: int = 10, **flags: object) -> list[Cell]
 
 def fake_sweep(folder: Path, cells: list[Cell], workers: int = 1) -> int:
     """Run them as a grid."""
-    return run_sweep(Work(folder, cells), workers=workers, entry="tests.sweep.fake_cells:quick")
+    return run_sweep(Work(folder, cells), workers=workers, run=quick)
 
 
 def quick(argv: list[str]) -> None:
