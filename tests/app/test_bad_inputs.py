@@ -35,7 +35,7 @@ RUN = ["-u", "wavlm", "-d", "emotion", "-f", "varan"]  # a later flag of the sam
         ([*RUN, "-d", "emotoin"], "-d: unknown task 'emotoin'"),
         ([*RUN, "-d", "emotoin"], "Did you mean 'emotion'?"),
         # In s3prl, but not among the tasks here.
-        ([*RUN, "-d", "diarization"], "-d: unknown task 'diarization', expected one of asr"),
+        ([*RUN, "-d", "translation"], "-d: unknown task 'translation', expected one of asr"),
         (["-f", "varan", "-d", "emotion"], "-u needed"),
         (["-f", "varan"], "-u and -d needed"),
         (["-m", "evaluate"], "-m evaluate needs -e"),

@@ -115,14 +115,14 @@ def test_a_gradient_that_is_not_finite_names_the_clips_of_all_batches_of_the_ste
 def test_memory_that_runs_out_names_the_batch(
     training, error, emotion_args, tmp_path, capsys, monkeypatch
 ):
-    original = SpeechModel.forward
+    original = SpeechModel.step
 
-    def hungry(self, wavs, targets):
+    def hungry(self, stack, targets):
         if self.training == training:
             raise error
-        return original(self, wavs, targets)
+        return original(self, stack, targets)
 
-    monkeypatch.setattr(SpeechModel, "forward", hungry)
+    monkeypatch.setattr(SpeechModel, "step", hungry)
     settings = {
         "config.runner.eval_step": 1,
         "config.downstream_expert.datarc.eval_batch_size": 8,
