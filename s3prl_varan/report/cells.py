@@ -4,6 +4,7 @@ All that is known of an experiment is what its folder stores (result.json, confi
 status.json and plan). Folders of version 0.1, which store less, are read too.
 """
 
+import csv
 import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import (
+    CLIPS,
     CONFIG,
     METRICS,
     PLAN,
@@ -72,6 +74,7 @@ class Cell:
     seconds: float | None = None
     layers: list[int] = field(default_factory=list)
     layer_weights: dict[str, list[float]] = field(default_factory=dict)  # split -> mean weights
+    dynamics: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> what q knows
     submission: dict[str, str] | None = None  # place in SUPERB's upload -> file; None: not stored
     note: str = ""
 
@@ -79,6 +82,17 @@ class Cell:
     def key(self) -> tuple[str, int]:
         """(fold, seed): what cells of two methods are paired on."""
         return self.fold, self.seed
+
+    def clips(self, split: str) -> dict[str, tuple[str, float, float]]:
+        """Clip -> speaker ("" where not known) and the two parts of the task's metric."""
+        path = self.path / f"{split}{CLIPS}"
+        if not path.is_file():
+            return {}
+        with open(path, encoding="utf-8", newline="") as file:
+            return {
+                row["clip"]: (row["speaker"], float(row["amount"]), float(row["of"]))
+                for row in csv.DictReader(file)
+            }
 
     @property
     def done(self) -> bool:
@@ -150,6 +164,7 @@ def _done_cell(folder: Path, result: dict[str, Any]) -> Cell:
     cell.test, cell.dev = dict(result["test"]), dict(result["dev"] or {})
     cell.steps, cell.best_step = result["steps"], result["best_step"]
     cell.layers, cell.layer_weights = result["layers"], result.get("layer_weights", {})
+    cell.dynamics = result.get("dynamics", {})
     cell.seconds, cell.submission = result.get("seconds"), result.get("submission")
     return cell
 

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.files import write_atomic
+from s3prl_varan.files import csv_text, write_atomic
 
 EPILOG = """examples:
   report.py result/downstream/* --out report
@@ -72,16 +73,18 @@ def make_report(cells: list[Any], args: argparse.Namespace) -> None:
     told = ", ".join(f"{number} {status}" for status, number in counts)
     notes = [*render.chosen_notes(rows), *notes, f"{len(cells)} experiments: {told}."]
     legend = render.LEGEND.format(baseline=args.baseline)
+    if any(not math.isnan(row.information) for row in rows):
+        legend = f"{legend} {render.DYNAMICS_LEGEND}"
     board, settings = render.leaderboard_table(rows), render.settings_table(rows)
     all_cells = render.cells_table(rows)
     text = "\n".join([render.markdown(board), legend, "", *(f"- {note}" for note in notes), ""])
     written = {
         "leaderboard.md": text,
         "leaderboard.tex": render.latex(board, args.title),
-        "leaderboard.csv": render.csv_text(render.figures_table(leaderboard(rows))),
+        "leaderboard.csv": as_csv(render.figures_table(leaderboard(rows))),
         "settings.md": render.markdown(settings),
-        "settings.csv": render.csv_text(render.figures_table(rows)),
-        "cells.csv": render.csv_text(all_cells),
+        "settings.csv": as_csv(render.figures_table(rows)),
+        "cells.csv": as_csv(all_cells),
     }
     sections = {
         "Leaderboard": render.html_table(board) + render.html_notes([legend, *notes]),
@@ -95,6 +98,11 @@ def make_report(cells: list[Any], args: argparse.Namespace) -> None:
         write_atomic(out / name, content)
     print(text)
     print(f"report: {out / 'report.html'}")
+
+
+def as_csv(table: Any) -> str:
+    """A table as comma-separated values."""
+    return csv_text([table.header, *table.body])
 
 
 def _draw(rows: list[Any], folder: Path) -> str:

@@ -39,6 +39,7 @@ def all_pictures(rows: list[Row]) -> list[Picture]:
         pictures += _bars([row for row in held if row.values], f"{setup}", split)
     for (setup, split), held in by_column(rows).items():
         pictures += _differences(held, f"{setup}", split)
+        pictures += _dynamics(held, f"{setup}", split)
     for setup, held in grouped(chosen, lambda row: row.setup).items():
         pictures += _curves(held, f"{setup}")
     for held in by_column(rows).values():
@@ -132,6 +133,30 @@ def _differences(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
     notes = dict.fromkeys(row.usual_note for row, _ in pairs if row.usual)
     caption += "".join(f" Note: {note}" for note in notes)
     yield Picture(file_name("differences", setup, split), caption, figure)
+
+
+def _dynamics(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
+    """What weighing by the input adds, against what the weights know of it; a dot per setting."""
+    found = [(row, row.gain) for row in rows if row.gain and not math.isnan(row.information)]
+    if not found:
+        return
+    figure, axes = _axes(5.6, 3.8, setup)
+    axes.axhline(0.0, color="#555555", linewidth=1)
+    for place, (row, gain) in enumerate(found):
+        reach = None if math.isnan(gain.low) else [[gain.mean - gain.low], [gain.high - gain.mean]]
+        color = COLORS[place % len(COLORS)]
+        axes.errorbar(
+            row.information, gain.mean, yerr=reach, fmt="o", capsize=3, color=color, label=row.label
+        )
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel("I(L;X), nats")
+    axes.set_ylabel(f"{split} {rows[0].metric}, difference\nto the same runs with their mean q")
+    axes.legend(fontsize=8)
+    caption = (
+        f"{setup}: what q(l|x) adds over its own mean, against what it knows of the utterance; 95 "
+        "% intervals by bootstrap over (fold, seed) cells."
+    )
+    yield Picture(file_name("dynamics", setup, split), caption, figure)
 
 
 def _curves(rows: list[Row], setup: str) -> Iterator[Picture]:

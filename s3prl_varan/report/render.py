@@ -1,21 +1,26 @@
 """Tables of rows, and how they are written: Markdown, LaTeX (booktabs), CSV, one HTML page."""
 
 import base64
-import csv
 import html
-import io
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from s3prl_varan.report.table import Row, by_column, leaderboard, method_order
+from s3prl_varan.report.table import Difference, Row, by_column, leaderboard, method_order
 
 LEGEND = (
     "± is the standard deviation over seeds of the mean over folds (with † over folds: a single "
-    "seed). Δ is the paired difference to {baseline} of the same tuning, in points, with a 95 % "
-    "bootstrap interval over (fold, seed) pairs; * marks an interval without zero. With few pairs "
-    "the interval is too narrow: read it as a lower bound of the doubt. Bold: best complete row of "
-    "its column. A method with several settings shows the one best on dev."
+    "seed). Δ is the paired difference to {baseline} of the same tuning, in points. Its first 95 % "
+    "interval is a bootstrap over (fold, seed) pairs: would other folds and seeds say the same? * "
+    "marks one without zero. With few pairs it is too narrow: read it as a lower bound of the "
+    "doubt. The second is a bootstrap over the test speakers (over clips where none are known), "
+    "the runs as they are: would other speakers say the same? Bold: best complete row of its "
+    "column. A method with several settings shows the one best on dev."
+)
+DYNAMICS_LEGEND = (
+    "I(L;X) is what the weights of layers know of the utterance, in nats; behind it the paired "
+    "difference to the same runs with their mean weights in the place of those of each utterance: "
+    "what weighing by utterance adds. Around zero, the gain over a baseline is not one of it."
 )
 SETTINGS_LEGEND = (
     "Still rising: cells whose best dev figure came in the last tenth of their steps; where there "
@@ -23,8 +28,8 @@ SETTINGS_LEGEND = (
     "differ (*) by chance alone."
 )
 SETTINGS_HEADER = (
-    "setup", "split", "metric", "method", "test", "dev", "Δ [95 %]", "cells", "still rising",
-    "steps", "seconds",
+    "setup", "split", "metric", "method", "test", "dev", "Δ [95 %]", "I(L;X), Δ to its mean q",
+    "cells", "still rising", "steps", "seconds",
 )  # fmt: skip
 CELLS_HEADER = (
     "setup", "method", "fold", "seed", "status", "split", "test", "dev", "best step", "steps",
@@ -33,7 +38,8 @@ CELLS_HEADER = (
 CSV_HEADER = (
     "upstream", "downstream", "corpus", "split", "metric", "featurizer", "tuning", "variant",
     "mean", "std", "std_over", "dev_mean", "cells", "expected_cells", "complete", "best",
-    "baseline", "difference", "ci_low", "ci_high", "pairs", "still_rising",
+    "baseline", "difference", "ci_low", "ci_high", "pairs", "clips_low", "clips_high",
+    "information_nats", "gain_over_mean_q", "gain_low", "gain_high", "still_rising",
 )  # fmt: skip
 BOLD, END = "\x01", "\x02"  # around what is to be bold, until it is written
 
@@ -61,14 +67,29 @@ def score_text(row: Row) -> str:
 
 
 def difference_text(row: Row) -> str:
-    """ "+1.2 [-0.3, +2.6]", with * where the interval leaves out zero."""
-    found = row.difference
-    if found is None:
+    """ "+1.2 [-0.3, +2.6] [-1.0, +3.1]", with * where the first interval leaves out zero."""
+    if row.difference is None:
         return ""
+    text, clips = _with_interval(row.difference, 1), row.difference.over_clips
+    if clips is not None and not math.isnan(clips[0]):
+        text += f" [{clips[0]:+.1f}, {clips[1]:+.1f}]"
+    return text
+
+
+def dynamics_text(row: Row) -> str:
+    """ "0.002, +0.25 [+0.02, +0.51]*" of a method that weighs by the input."""
+    if math.isnan(row.information):
+        return ""
+    gain = "" if row.gain is None else f", {_with_interval(row.gain, 2)}"
+    return f"{row.information:.4f}{gain}"
+
+
+def _with_interval(found: Difference, digits: int) -> str:
+    text = f"{found.mean:+.{digits}f}"
     if found.pairs < 2:
-        return f"{found.mean:+.1f} (one pair)"
+        return f"{text} (one pair)"
     star = "*" if found.significant else ""
-    return f"{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{star}"
+    return f"{text} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]{star}"
 
 
 def _count(row: Row) -> str:
@@ -83,14 +104,23 @@ def leaderboard_table(rows: list[Row]) -> Table:
     for (setup, split), held in columns.items():
         direction = "↑" if held[0].higher_is_better else "↓"
         name = f"{setup}, {split} {held[0].metric} {direction}"
-        table.header.extend([name, "Δ [95 %]", "cells"])
+        table.header.extend([name, "Δ [95 %]", "I(L;X), Δ to its mean q", "cells"])
     for method in dict.fromkeys(row.method for row in sorted(chosen, key=method_order)):
         table.body.append([method])
         for held in columns.values():
             shown = [row for row in held if row.method == method]
-            texts = [[score_text(row), difference_text(row), _count(row)] for row in shown]
-            table.body[-1].extend(texts[0] if texts else [""] * 3)
-    return table
+            texts = [
+                [score_text(row), difference_text(row), dynamics_text(row), _count(row)]
+                for row in shown
+            ]
+            table.body[-1].extend(texts[0] if texts else [""] * 4)
+    return without_empty(table)
+
+
+def without_empty(table: Table) -> Table:
+    """Columns that say something: of runs without dynamics none is shown."""
+    kept = [n for n in range(len(table.header)) if any(line[n] for line in table.body)]
+    return Table([table.header[n] for n in kept], [[line[n] for n in kept] for line in table.body])
 
 
 def settings_table(rows: list[Row]) -> Table:
@@ -108,7 +138,8 @@ def settings_table(rows: list[Row]) -> Table:
                 [
                     *(str(row.setup), row.split, row.metric, row.label, score_text(row)),
                     "" if math.isnan(row.dev_mean) else f"{row.dev_mean:.1f}",
-                    *(difference_text(row), _count(row), f"{row.rising}/{len(row.finished)}"),
+                    *(difference_text(row), dynamics_text(row), _count(row)),
+                    f"{row.rising}/{len(row.finished)}",
                     "-".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
                     f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
                 ]
@@ -139,11 +170,14 @@ def figures_table(rows: list[Row]) -> Table:
     """
     body = []
     for row in rows:
-        (spread, over), delta = row.spread, row.difference
-        setup, difference = row.setup, [""] * 5
+        (spread, over), delta, gain = row.spread, row.difference, row.gain
+        setup, difference, own = row.setup, [""] * 7, [""] * 3
         if delta is not None:
             numbers = map(_number, (delta.mean, delta.low, delta.high))
-            difference = [delta.baseline, *numbers, str(delta.pairs)]
+            clips = map(_number, delta.over_clips or (None, None))
+            difference = [delta.baseline, *numbers, str(delta.pairs), *clips]
+        if gain is not None:
+            own = [_number(gain.mean), _number(gain.low), _number(gain.high)]
         counts = (len(row.values), len(row.expected), int(row.complete), int(row.best))
         body.append(
             [
@@ -153,6 +187,7 @@ def figures_table(rows: list[Row]) -> Table:
                 *(_number(row.mean), _number(spread), over, _number(row.dev_mean)),
                 *map(str, counts),
                 *difference,
+                *(_number(row.information), *own),
                 str(row.rising),
             ]
         )
@@ -227,13 +262,6 @@ LATEX = {
 def escape_latex(text: str) -> str:
     """Text as LaTeX shows it."""
     return "".join(LATEX.get(char, char) for char in text)
-
-
-def csv_text(table: Table) -> str:
-    """Lines of comma-separated values."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.header, *table.body])
-    return text.getvalue()
 
 
 # ---- HTML, pictures inside it: opens anywhere, fetches nothing

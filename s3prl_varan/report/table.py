@@ -5,7 +5,11 @@
                       over folds
     difference        mean of (method - baseline) over the cells with the same fold and seed; its
                       95 % interval is the percentile bootstrap over those pairs (Efron and
-                      Tibshirani 1993, ch. 13)
+                      Tibshirani 1993, ch. 13): would other seeds and folds say the same?
+    over clips        the interval of the same cells' clips, whole test speakers drawn at a time
+                      (intervals.py), runs as they are: would other speakers say the same?
+    dynamics          of one that weighs by the input: I(L; X), and the difference to itself with
+                      its mean q in the place of q, by the same bootstrap over pairs
 
 A row that lacks a (fold, seed) which another row of its setup has is incomplete: it is never called
 best.
@@ -23,6 +27,7 @@ import numpy as np
 
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.files import RESULT
+from s3prl_varan.intervals import clip_interval
 from s3prl_varan.report.cells import Cell, Setup
 
 DRAWS = 10_000
@@ -45,6 +50,7 @@ class Difference:
     high: float
     pairs: int
     baseline: str  # its label
+    over_clips: tuple[float, float] | None = None  # 95 % interval; None where clips are not kept
 
     @property
     def significant(self) -> bool:
@@ -101,6 +107,23 @@ class Row:
         """The metric on the test split, of the finished cells."""
         figures = {cell.key: cell.test.get(self.split, {}) for cell in self.finished}
         return {key: held[self.metric] for key, held in figures.items() if self.metric in held}
+
+    @cached_property
+    def information(self) -> float:
+        """Mean I(L; X) in nats over the cells that say it; NaN where none does."""
+        found = [cell.dynamics.get(self.split) for cell in self.finished]
+        nats = [each["information_nats"] for each in found if each]
+        return float(np.mean(nats)) if nats else math.nan
+
+    @cached_property
+    def gain(self) -> Difference | None:
+        """Over the static twin: the same cells with their mean q in the place of q."""
+        twins = {
+            cell.key: cell.dynamics.get(self.split, {}).get("static_twin", {}).get(self.metric)
+            for cell in self.finished
+        }
+        known = {key: value for key, value in twins.items() if value is not None}
+        return paired_difference(self.values, known, "its mean q")
 
     @property
     def complete(self) -> bool:
@@ -327,6 +350,8 @@ def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> No
         reference = references.get(row.tuning)
         if reference is not None and reference is not row:
             row.difference = paired_difference(row.values, reference.values, reference.label, draws)
+            if row.difference is not None:
+                row.difference.over_clips = interval_over_clips(row, reference)
     missing = sorted({row.tuning for row in rows if row.tuning not in references})
     if missing and len(rows) > 1:
         runs = f"the {' and '.join(missing)} runs"
@@ -346,3 +371,22 @@ def paired_difference(
         drawn = np.random.default_rng(0).integers(0, len(pairs), size=(draws, len(pairs)))
         low, high = np.percentile(pairs[drawn].mean(axis=1), [2.5, 97.5])
     return Difference(float(pairs.mean()), float(low), float(high), len(pairs), label)
+
+
+def interval_over_clips(row: Row, reference: Row) -> tuple[float, float] | None:
+    """95 % interval of the difference over the clips that both rows' cells were tested on."""
+    ours, theirs, speakers = [], [], []
+    for key in sorted(set(row.values) & set(reference.values)):
+        one, other = row.cells[key], reference.cells[key]
+        if row.metric not in (one.metric, other.metric):
+            return None
+        known = other.clips(row.split)
+        for name, (speaker, *parts) in one.clips(row.split).items():
+            if name in known:
+                ours.append((parts[0], parts[1]))
+                theirs.append(known[name][1:])
+                speakers.append(speaker or name)  # a clip's runs are drawn together too
+    if not ours:
+        return None
+    _, low, high = clip_interval(ours, theirs, speakers)
+    return low, high

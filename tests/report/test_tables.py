@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.report import render
 from s3prl_varan.report.cells import find_cells
 from s3prl_varan.report.cli import main
 from s3prl_varan.report.figures import all_pictures
@@ -435,7 +436,7 @@ def test_short_names_stay_apart() -> None:
     }
 
 
-def test_report_imports_nothing_but_errors_and_files() -> None:
+def test_report_imports_little_and_no_torch() -> None:
     modules = ("cli", "figures", "submission")
     imports = "".join(f"import s3prl_varan.report.{name}; " for name in modules)
     own = "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 's3prl_varan')))"
@@ -444,7 +445,58 @@ def test_report_imports_nothing_but_errors_and_files() -> None:
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
-    allowed = ("s3prl_varan", "s3prl_varan.errors", "s3prl_varan.files", "s3prl_varan.report")
+    own_ground = ("errors", "files", "intervals", "report")
+    allowed = ("s3prl_varan", *(f"s3prl_varan.{name}" for name in own_ground))
     found = ast.literal_eval(run.stdout)
     others = [one for one in found if not one.startswith("s3prl_varan.report.")]
     assert set(others) <= set(allowed) and "s3prl_varan.report.figures" in found
+
+
+def with_dynamics(folder: Path, gain: float, nats: float) -> None:
+    """Let a run say what its weights know, and that its mean q is `gain` worse."""
+    result = json.loads((folder / "result.json").read_text())
+    twin = {"acc": result["test"]["test"]["acc"] - gain}
+    result["dynamics"] = {"test": {"information_nats": nats, "static_twin": twin}}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_the_report_says_whether_it_is_dynamic(runs: Path, tmp_path: Path) -> None:
+    for fold in (1, 2):
+        for seed in (1, 2):
+            with_dynamics(runs / f"v1_{fold}_{seed}", 0.1 * seed, 0.002 * fold)
+    rows, _ = build_rows(find_cells([str(runs / "*")]))
+    row = row_of(rows, "varan (kl_beta=0.01)")
+    assert row.information == pytest.approx(0.003) and row.gain.mean == pytest.approx(0.15)
+    assert row.gain.pairs == 4 and 0.09 < row.gain.low < row.gain.high < 0.21
+    assert row_of(rows, "weighted_sum").gain is None
+    assert render.dynamics_text(row) == "0.0030, +0.15 [+0.10, +0.20]*"
+    out = tmp_path / "out"
+    assert main([str(runs / "*"), "--out", str(out)]) == 0
+    assert "0.0030, +0.15" in (out / "settings.md").read_text()
+    text = (out / "leaderboard.md").read_text()
+    assert "what weighing by utterance adds" in text
+    header, body = (out / "settings.csv").read_text().splitlines()[:2]
+    assert len(header.split(",")) == len(next(csv.reader([body])))
+    assert list((out / "figures").glob("dynamics*.png"))
+
+
+def test_without_dynamics_no_column_asks_for_them(runs: Path, tmp_path: Path) -> None:
+    assert main([str(runs / "*"), "--out", str(tmp_path / "out"), "--no_figures"]) == 0
+    assert "I(L;X)" not in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+def test_a_second_interval_draws_speakers(tmp_path: Path) -> None:
+    """Two speakers, one of whom gains all: the runs agree, the speakers do not."""
+    for seed in (1, 2):
+        for name, right in (("weighted_sum", "0011"), ("varan", "1111")):
+            folder = write_run(tmp_path / f"{name}{seed}", name, 1, seed, 25.0 * right.count("1"))
+            lines = [f"c{place},s{place // 2},{hit},1" for place, hit in enumerate(right)]
+            content = "\n".join(["clip,speaker,amount,of", *lines])
+            (folder / "test_clips.csv").write_text(content + "\n")
+    rows, _ = build_rows(find_cells([str(tmp_path / "*")]))
+    found = row_of(rows, "varan").difference
+    assert (found.mean, found.low, found.high) == (50, 50, 50)
+    assert found.over_clips == (0, 100)
+    assert render.difference_text(row_of(rows, "varan")) == "+50.0 [+50.0, +50.0]* [+0.0, +100.0]"
+    by_uar, _ = build_rows(find_cells([str(tmp_path / "*")]), metric="uar")
+    assert row_of(by_uar, "varan").difference.over_clips is None  # the clips tell of acc
