@@ -1,18 +1,22 @@
 """The main job on a machine that has nothing yet: VARAN beside the weighted sum on a small corpus.
 
     python run/demo.py [FOLDER]
+    python run/demo.py --planted [FOLDER]
 
 The corpus is spoken by eSpeak NG, the upstream is the built-in micro_wavlm, and nothing is
 downloaded. FOLDER (default: demo) then holds the corpus, an experiment folder for each featurizer
-and a report that compares them.
+and a report that compares them. --planted: a corpus with a known answer in its place, where weights
+must follow the input (run/planted/): would VARAN find it, if there were something to find?
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 RUN = Path(__file__).resolve().parent
-SWEEP = RUN.parent / "downstream_configs" / "sweeps" / "demo.yaml"
+SWEEPS = RUN.parent / "downstream_configs" / "sweeps"
+PLANTED_CLIPS = {"train": 4000, "dev": 500, "test": 500}
 DATA = "config.downstream_expert.datarc"
 
 
@@ -23,15 +27,46 @@ def call(script: str, *args: str) -> None:
 
 
 def main() -> None:
-    """A corpus, two experiments, a table."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    """A corpus, experiments, a table."""
+    places = [word for word in sys.argv[1:] if word != "--planted"]
+    folder = Path(places[0] if places else "demo")
+    (planted if "--planted" in sys.argv[1:] else spoken)(folder)
+
+
+def spoken(folder: Path) -> None:
+    """VARAN beside the weighted sum."""
     corpus, runs = folder / "corpus", folder / "runs"
     call("prepare_data.py", "synthetic", str(corpus))
     places = [f"{DATA}.root={corpus}", f"{DATA}.meta_data={corpus / 'meta_data'}"]
     settings = [word for place in places for word in ("--set", place)]
-    call("sweep.py", str(SWEEP), "--out", str(runs), *settings)
+    call("sweep.py", str(SWEEPS / "demo.yaml"), "--out", str(runs), *settings)
     call("report.py", str(runs), "--out", str(folder / "report"))
     print(f"\nWhere the weights lie: {runs}/*/layer_weights.png")
+
+
+def planted(folder: Path) -> None:
+    """Weights that follow the input beside others, where it is known what they are worth."""
+    from planted import KNOWN_DYNAMIC, KNOWN_INFORMATION, KNOWN_STATIC, make_corpus
+
+    prepared, runs = folder / "planted" / "prepared", folder / "planted" / "runs"
+    table = make_corpus(folder / "planted", **PLANTED_CLIPS)
+    call("prepare_data.py", "labels", str(table), "--out", str(prepared))
+    places = f"upstream={RUN / 'planted' / 'upstream.py'}:planted", f"{DATA}.root={prepared}"
+    settings = [word for place in places for word in ("--set", place)]
+    call("sweep.py", str(SWEEPS / "planted.yaml"), "--out", str(runs), *settings)
+    call("report.py", str(runs), "--out", str(folder / "planted" / "report"))
+    print(f"\n{'test accuracy in %':<44}{'known':>9}{'found':>9}")
+    results = [json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))]
+    for result in sorted(results, key=lambda each: each["test"]["test"]["acc"]):
+        name, found = result["featurizer"], result["dynamics"].get("test")
+        if name == "varan":
+            name += f", posterior: {result['config']['varan']['posterior']}"
+        known = KNOWN_STATIC if found is None else KNOWN_DYNAMIC
+        print(f"{name:<44}{known:9.1f}{result['test']['test']['acc']:9.1f}")
+        if found is not None:
+            twin, nats = found["static_twin"]["acc"], found["information_nats"]
+            print(f"{'  the same with its mean q':<44}{KNOWN_STATIC:9.1f}{twin:9.1f}")
+            print(f"{'  I(L;X) in nats (at most)':<44}{KNOWN_INFORMATION:9.2f}{nats:9.2f}")
 
 
 if __name__ == "__main__":
