@@ -64,7 +64,8 @@ def test_shipped_configs_name_their_command(path):
 def test_every_task_ships_the_papers_settings_and_superbs():
     for name in task_names():
         there = {path.stem for path in (config_root() / name).glob("*.yaml")}
-        assert {"config", "superb"} <= there, name
+        # -d ctc is several tasks of SUPERB, whose configs have s3prl's names.
+        assert {"config", "libriphone" if name == "ctc" else "superb"} <= there, name
 
 
 def test_a_file_is_the_same_when_its_own_values_are_written_out():

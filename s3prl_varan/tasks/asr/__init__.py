@@ -3,8 +3,7 @@
 corpus.py reads it, units.py has the dictionary, beam.py is beam search, worst.py shows errors.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,6 @@ from s3prl_varan.edit_distance import edit_distance
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import write_atomic
 from s3prl_varan.layerwise.outputs import Prediction
-from s3prl_varan.options import Count, Natural, plain, read_options
 from s3prl_varan.tasks.asr.beam import BeamDecoder, DecoderOptions
 from s3prl_varan.tasks.asr.corpus import Corpus
 from s3prl_varan.tasks.asr.units import CHAR_DICT, read_units, spell, words_of
@@ -24,8 +22,6 @@ from s3prl_varan.tasks.asr.worst import worst_utterances
 from s3prl_varan.tasks.shapes.base import Item, Record
 from s3prl_varan.tasks.shapes.ctc import CTCTask
 from s3prl_varan.tasks.shapes.metrics import error_rate
-
-logger = logging.getLogger(__name__)
 
 SUPERB_TRAIN = "train-clean-100"
 LIBRISPEECH = ("dev-clean", "dev-other", "test-clean", "test-other")
@@ -38,7 +34,6 @@ class ASR(CTCTask):
     title = "speech recognition (ASR)"
     metric = "wer"
     higher_is_better = False
-    longest_piece = 30.0
     remedy = (
         "Prepare the corpus with `python run/prepare_data.py librispeech ROOT` (or `manifest "
         "FILE.tsv`), then point to it with --data ROOT, or set libri_root, bucket_file and the "
@@ -48,31 +43,12 @@ class ASR(CTCTask):
 
     @dataclass(frozen=True, kw_only=True)
     class Data(CTCTask.Data):
-        """Section `datarc`. Any further key that starts with train, dev or test is a split."""
+        """Section `datarc`, with the splits as lists of tables."""
 
         libri_root: str
         bucket_file: str  # folder of the tables that prepare_data.py wrote
         dict_path: str | None = None  # null: the characters of English, A to Z and '
-        batch_size: Count = 32  # of training
-        train_batch_size: Count = 16  # s3prl has it and does not read it
-        eval_batch_size: Count = 8
-        num_workers: Natural = 4
         decoder_args: DecoderOptions = field(default_factory=DecoderOptions)
-        split_tables: dict[str, list[str]] = field(default_factory=dict)  # split -> its tables
-
-        @classmethod
-        def from_plain(cls, values: Mapping[str, Any], section: str, problems: list[str]) -> Any:
-            """The splits are keys of the user's naming."""
-            splits = {key: value for key, value in values.items() if _is_split(key, value)}
-            rest = {key: value for key, value in values.items() if key not in splits}
-            values = {**rest, "split_tables": splits}
-            return read_options(cls, values, section, problems, plain_only=True)
-
-        def to_plain(self) -> dict[str, Any]:
-            """As the config has it."""
-            values = plain(self, plain_only=True)
-            tables = values.pop("split_tables")
-            return {**values, **tables}
 
     # ---- the corpus
 
@@ -105,9 +81,6 @@ class ASR(CTCTask):
         data = self.data
         return Corpus(Path(data.libri_root), Path(data.bucket_file), data.split_tables)
 
-    def splits(self) -> list[str]:
-        return [name for name, tables in self.data.split_tables.items() if tables]
-
     def problems(self, splits: Sequence[str]) -> list[str]:
         problems = self.data.decoder_args.problems()
         for key in ("libri_root", "bucket_file"):
@@ -124,9 +97,6 @@ class ASR(CTCTask):
 
     def read_outputs(self) -> list[str]:
         return read_units(Path(self.data.dict_path or CHAR_DICT))
-
-    def batch_size(self, training: bool) -> int:
-        return self.data.batch_size if training else self.data.eval_batch_size
 
     # ---- results
 
@@ -182,25 +152,8 @@ class ASR(CTCTask):
     def write(self, records: Sequence[Record], split: str, folder: Path) -> None:
         """SPLIT-LM-hyp.ark and -ref.ark (or -noLM-), and worst_SPLIT.txt."""
         decoder = "noLM" if self.beam is None else "LM"
-        for kind, key in (("hyp", "predict"), ("ref", "truth")):
-            lines = [f"{record['name']} {' '.join(record[key])}\n" for record in records]
-            write_atomic(folder / f"{split}-{decoder}-{kind}.ark", "".join(lines))
+        self.write_texts(records, split, folder / f"{split}-{decoder}")
         write_atomic(folder / f"worst_{split}.txt", worst_utterances(records))
-        self._warn_unaligned(records, split)
-
-    def _warn_unaligned(self, records: Sequence[Record], split: str) -> None:
-        names = sorted(record["name"] for record in records if record["unaligned"])
-        warned = self.__dict__.setdefault("_warned", set())
-        if set(names) - warned:
-            warned.update(names)
-            shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-            logger.warning(
-                "%s: %d utterances have more characters than frames, so CTC cannot align them; "
-                "their loss counts as 0, they are scored all the same (%s)",
-                split,
-                len(names),
-                shown,
-            )
 
     def submission(self) -> dict[str, str]:
         return {
@@ -208,27 +161,5 @@ class ASR(CTCTask):
             "asr_lm_public/predict.ark": "test-clean-LM-hyp.ark",
         }
 
-    def answers(self, prediction: Prediction) -> list[dict[str, Any]]:
-        """Text, and score: mean over frames of the best unit's log-probability."""
-        log_probs = prediction.values.float().log_softmax(dim=-1).cpu()
-        lengths = prediction.lengths.cpu()
-        words, _ = self.words(Prediction(log_probs, lengths))
-        best: Tensor = log_probs.amax(dim=-1)
-        return [
-            {
-                "prediction": " ".join(text),
-                "score": float(best[row, :length].mean()),
-                "frames": length,
-            }
-            for row, (text, length) in enumerate(zip(words, lengths.tolist(), strict=True))
-        ]
-
-    def join(self, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        frames = sum(answer["frames"] for answer in answers)
-        score = sum(answer["score"] * answer["frames"] for answer in answers) / frames
-        texts = [answer["prediction"] for answer in answers if answer["prediction"]]
-        return {"prediction": " ".join(texts), "score": score, "frames": frames}
-
-
-def _is_split(key: str, value: Any) -> bool:
-    return isinstance(value, list) and str(key).startswith(("train", "dev", "test"))
+    def texts(self, prediction: Prediction) -> list[str]:
+        return [" ".join(words) for words in self.words(prediction)[0]]
