@@ -67,3 +67,15 @@ def tones_without_dev(tone_corpus: Path, tmp_path_factory) -> Path:
             target.parent.mkdir(exist_ok=True)
             target.write_text(json.dumps(json.loads(path.read_text())))
     return folder
+
+
+@pytest.fixture(scope="session")
+def ctc_corpora(tmp_path_factory) -> dict[str, Path]:
+    """A corpus for each config of -d ctc."""
+    folder = tmp_path_factory.mktemp("ctc")
+    return {
+        "libriphone": corpora.make_phones(folder / "LibriSpeech"),
+        "snips": corpora.make_snips(folder / "SNIPS"),
+        "cv_es": corpora.make_common_voice(folder / "es"),
+        "sbcsae": corpora.make_sbcsae(folder / "SBCSAE"),
+    }

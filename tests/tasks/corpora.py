@@ -147,3 +147,81 @@ def make_letters(root: Path) -> Path:
         texts = [" ".join(word() for _ in range(generator.integers(1, 4))) for _ in range(size)]
         write_chapter(root / split / str(number) / "7", texts, generator)
     return root
+
+
+WORDS_OF_LETTERS = ("BED FACE", "CAB", "BAD CAFE", "DAD FED", "BEEF ADD", "DEAF")
+
+
+def make_phones(root: Path) -> Path:
+    """LibriSpeech as unpacked, of words that a pronouncing dictionary has."""
+    generator = np.random.default_rng(3)
+    for number, (split, size) in enumerate(
+        {"train-clean-100": 9, "dev-clean": 3, "test-clean": 4, "dev-other": 1}.items()
+    ):
+        texts = [WORDS_OF_LETTERS[each % len(WORDS_OF_LETTERS)] for each in range(size)]
+        write_chapter(root / split / str(number) / "7", texts, generator)
+    return root
+
+
+# Words, slots and intent as SUPERB's all.iob.snips.txt has them.
+SENTENCES = (
+    ("PLAY QUEEN & ABBA ON SPOTIFY", "O artist artist artist O service", "PlayMusic"),
+    ("BOOK A TABLE FOR TWO , PLEASE", "O O O O party_size_number O O", "BookRestaurant"),
+    ("ADD THIS TO DRIVE TIME !", "O O O playlist playlist O", "AddToPlaylist"),
+    ("WEATHER IN ROME TOMORROW", "O O city timerange", "GetWeather"),
+)
+TALKERS = {"train": ("Ivy", "Joey", "Amy"), "valid": ("Amy", "Nicole"), "test": ("Brian", "Emma")}
+
+
+def make_snips(root: Path) -> Path:
+    """Audio SNIPS as SUPERB distributes it; one speaker of train is no training speaker."""
+    generator = np.random.default_rng(4)
+    lines = []
+    for split, speakers in TALKERS.items():
+        for speaker in speakers:
+            for number, (words, slots, intent) in enumerate(SENTENCES):
+                name = f"{speaker}-snips-{split}-{number}"
+                write_noise(root / split / f"{name}.wav", generator.uniform(1, 1.5), generator)
+                lines.append(f"{name} BOS {words} EOS\tO {slots} {intent}\n")
+    (root / "all.iob.snips.txt").write_text("".join(lines))
+    (root / "slots.txt").write_text(
+        "O\nartist\nplaylist\nservice\nparty_size_number\ncity\ntimerange"
+    )
+    return root
+
+
+# Sentence, accent, the text that is left of it (none: the clip is left out).
+SPOKEN = (
+    ("¿Qué tal, señor?", "mexicano", "QUÉ TAL SEÑOR"),
+    ('"Adiós" \u2013 dijo.', "mexicano", "ADIÓS DIJO"),
+    ("Buenos días.", "caribe", ""),
+    ("Dice 消 aquí.", "mexicano", ""),
+    ("El niño come", "mexicano", "EL NIÑO COME"),
+)
+
+
+def make_common_voice(root: Path) -> Path:
+    """A language of Common Voice: clips/*.mp3 and its tables."""
+    generator = np.random.default_rng(5)
+    columns = "client_id path sentence up_votes down_votes age gender accent locale segment"
+    for number, split in enumerate(("train", "dev", "test")):
+        rows = [columns.split()]
+        for index, (sentence, accent, _) in enumerate(SPOKEN):
+            name = f"common_voice_es_{number}{index}.mp3"
+            write_noise(root / "clips" / name, generator.uniform(1, 1.5), generator, rate=48000)
+            rows.append([f"{split}{index}", name, sentence, "2", "0", "", "", accent, "es", ""])
+        (root / f"{split}.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    return root
+
+
+def make_sbcsae(root: Path) -> Path:
+    """SBCSAE as its preprocessing leaves it: wav/ and tables of path and sentence."""
+    generator = np.random.default_rng(6)
+    for number, split in enumerate(("train", "dev", "test")):
+        rows = ["path\tsentence"]
+        for index, text in enumerate(("I DON'T KNOW", "WELL I GUESS", "YEAH")):
+            name = f"SBC{number:03d}_{index:06d}-{index + 120:06d}.wav"
+            write_noise(root / "wav" / name, 1.2, generator)
+            rows.append(f"{name}\t{text}")
+        (root / f"{split}.tsv").write_text("\r\n".join([*rows, ""]))
+    return root

@@ -171,7 +171,7 @@ class CTC(CTCTask):
         """
         data = self.data
         if data.vocab_file:
-            symbols = units.read_lines(data.vocab_file, "vocab_file")
+            symbols = units.read_lines(data.vocab_file)
         elif data.mode == "word":
             symbols = units.PHONES
         elif data.name == "common_voice":

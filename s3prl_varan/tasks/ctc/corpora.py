@@ -9,6 +9,7 @@ from typing import Any
 
 from s3prl_varan.corpora.librispeech import find_splits, read_split
 from s3prl_varan.errors import UserError
+from s3prl_varan.tasks.ctc.units import read_lines
 
 SNIPS_TEXTS = "all.iob.snips.txt"
 # What the letters of a language are called in Unicode, for sentences in another script.
@@ -68,10 +69,10 @@ def snips(root: Path, folders: Sequence[str], speakers: Sequence[str]) -> list[C
     path = root / SNIPS_TEXTS
     texts: dict[str, tuple[list[str], list[str]]] = {}
     clips, problems = list[Clip](), list[str]()
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         name, _, rest = line.strip().partition(" ")
         words, slots = (part.strip().split(" ")[1:-1] for part in f"{rest}\t".split("\t")[:2])
-        if name and (not words or len(words) != len(slots)):
+        if not words or len(words) != len(slots):
             problems.append(
                 f"{path}, line {number}: expected NAME BOS WORDS EOS, a tab, O SLOTS INTENT with a "
                 f"slot for each word; found {len(words)} words, {len(slots)} slots"
@@ -103,9 +104,8 @@ def from_tables(
     """
     clips, problems = list[Clip](), list[str]()
     for table in tables:
-        lines = _text(Path(table)).split("\n")
         # Without quoting: Common Voice's sentences have quotation marks of their own.
-        rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = csv.DictReader(read_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE)
         if not {"path", "sentence"} <= set(rows.fieldnames or ()):
             columns = ", ".join(rows.fieldnames or ()) or "none"
             problems.append(f"{table}: expected the columns path and sentence, found {columns}")
@@ -116,7 +116,7 @@ def from_tables(
                 continue
             text = normalise(row["sentence"] or "", language)
             if text:
-                clips.append(Clip(root / row["path"], text.split(), row.get("client_id")))
+                clips.append(Clip(root / (row["path"] or ""), text.split(), row.get("client_id")))
     return _checked(clips, problems)
 
 
@@ -144,13 +144,6 @@ def _foreign(char: str, script: str) -> bool:
 def characters(clips: Sequence[Clip]) -> list[str]:
     """The characters of all texts, sorted, the space among them where words are apart."""
     return sorted({char for clip in clips for char in " ".join(clip.words)})
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
 def _checked(clips: list[Clip], problems: list[str]) -> list[Clip]:

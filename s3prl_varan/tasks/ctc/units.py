@@ -40,18 +40,18 @@ def _shown(unit: str) -> str:
     return unit
 
 
-def read_lines(path: str | Path, key: str) -> list[str]:
-    """Lines of a list of units that datarc.`key` names. UserError where it cannot be read."""
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 text, without empty ones. UserError where it cannot be read."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config.downstream_expert.datarc.{key}: {path}: {error}") from error
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     return [line.rstrip("\r") for line in lines if line.rstrip("\r")]
 
 
 def slot_marks(path: str | Path) -> list[str]:
     """B- and E- of every slot in a SNIPS slots.txt, whose first line is O: no slot."""
-    names = [name for name in read_lines(path, "slots_file")[1:] if name.strip()]
+    names = [name for name in read_lines(path)[1:] if name.strip()]
     return [f"{edge}-{name}" for name in names for edge in "BE"]
 
 
@@ -100,7 +100,7 @@ def _read_lexicons(files: Sequence[str], phones: set[str]) -> Mapping[str, list[
     words: dict[str, list[str]] = {}
     unknown: dict[str, dict[str, None]] = defaultdict(dict)
     for path in files:
-        for line in read_lines(path, "lexicon"):
+        for line in read_lines(path):
             word, *spelling = line.split() or [""]
             words.setdefault(word, spelling)
             unknown[path] |= dict.fromkeys(phone for phone in spelling if phone not in phones)
