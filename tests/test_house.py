@@ -12,7 +12,8 @@ from s3prl_varan.tasks import task_names
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "s3prl_varan"
 TOOLS = ROOT / "run"
-# Names of tasks that are words of their own (CTC is a loss): elsewhere they are looked for as -d NAME and the like.
+# Names of tasks that are words of their own (CTC is a loss too): elsewhere they are looked for as
+# -d NAME and the like.
 ENGLISH = {"classification", "ctc"}
 # The English word: of corpora and probes of emotion, not of the task. And what mutates the configs
 # of all tasks, by name.
