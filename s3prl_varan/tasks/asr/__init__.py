@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from s3prl_varan.edit_distance import edit_distance
 from s3prl_varan.errors import UserError
 from s3prl_varan.files import write_atomic

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from s3prl_varan.edit_distance import edit_distance
 from s3prl_varan.errors import UserError
 from s3prl_varan.layerwise.outputs import Prediction
 from s3prl_varan.tasks.ctc import corpora, units
@@ -216,6 +217,13 @@ class CTC(CTCTask):
             return {"per": words}
         slots = slot_figures(truth, guesses) if self.data.mode == "character-slot" else {}
         return {**slots, "wer": words, "cer": error_rate(truth, guesses)}
+
+    def parts(self, record: Record) -> tuple[float, float] | None:
+        if self.metric not in ("per", "wer", "cer"):  # figures of slots are no such ratios
+            return None
+        texts = record["truth"], record["predict"]
+        truth, guess = texts if self.metric == "cer" else [text.split(" ") for text in texts]
+        return edit_distance(truth, guess), len(truth)
 
     def write(self, records: Sequence[Record], split: str, folder: Path) -> None:
         """SPLIT-hyp.ark and SPLIT-ref.ark."""
