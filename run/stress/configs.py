@@ -29,6 +29,7 @@ HANGS = 30  # seconds
 OUTPUTS = {
     "emotion": ["angry", "happy", "neutral", "sad"],
     "classification": ["high", "low", "middle"],
+    "ctc": ["<pad>", "<eos>", "<unk>", "a", "b"],
     "sv_voxceleb1": ["id10001", "id10002", "id10003"],
     "fluent_commands": {
         "action": ["bring", "increase"],
