@@ -1,25 +1,29 @@
 """Figures of a report: scores as bars, q(l|x) as heat maps, dev curves, ablation lines."""
 
-import csv
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import pandas as pd
 from matplotlib.figure import Figure
 
 from s3prl_varan.files import METRICS, read_jsonl
 from s3prl_varan.report.cells import Cell
-from s3prl_varan.report.table import Row, by_column, grouped, leaderboard, short_names
+from s3prl_varan.report.table import Row, grouped, leaderboard, short_names
 
 # Paul Tol's bright scheme
 COLORS = "#4477aa #ee6677 #228833 #ccbb44 #66ccee #aa3377 #bbbbbb #000000".split()
 MAX_CLASSES = 20
 MAX_LINES = 8
+# A prior's own parameters come and go with it, a head's width with the kind of head.
+OWN = {
+    "prior": ("chi2_df", "chi2_nc", "geometric_p"),
+    "kind": ("dim",),
+    "head": ("head_dim",),  # of version 0.1
+}
 
 
 @dataclass
@@ -31,29 +35,31 @@ class Picture:
     figure: Figure
 
 
+Draw = Callable[[list[Row]], Iterator[Picture]]
+
+
 def all_pictures(rows: list[Row]) -> list[Picture]:
     """Every figure the rows have data for."""
     chosen = leaderboard(rows)
-    pictures: list[Picture] = []
-    for (setup, split), held in by_column(chosen).items():
-        pictures += _bars([row for row in held if row.values], f"{setup}", split)
-    for (setup, split), held in by_column(rows).items():
-        pictures += _differences(held, f"{setup}", split)
-        pictures += _dynamics(held, f"{setup}", split)
-    for setup, held in grouped(chosen, lambda row: row.setup).items():
-        pictures += _curves(held, f"{setup}")
-    for held in by_column(rows).values():
-        pictures += _ablations(held)
-    for held in grouped(chosen, lambda row: (row.setup, row.featurizer, row.tuning)).values():
-        pictures += _class_map(held[-1])
-    for upstream, held in grouped(chosen, lambda row: row.setup.upstream).items():
-        pictures += _corpus_map(held, upstream)
-    return pictures
+    drawn: tuple[tuple[Draw, list[Row], Callable[[Row], Any]], ...] = (
+        (_bars, chosen, lambda row: (row.setup, row.split)),
+        (_differences, rows, lambda row: (row.setup, row.split)),
+        (_dynamics, rows, lambda row: (row.setup, row.split)),
+        (_curves, chosen, lambda row: row.setup),
+        (_ablations, rows, lambda row: (row.setup, row.split)),
+        (_class_map, chosen, lambda row: (row.setup, row.method)),
+        (_corpus_map, chosen, lambda row: row.setup.upstream),
+    )
+    return [
+        picture
+        for draw, shown, key in drawn
+        for group in grouped(shown, key).values()
+        for picture in draw(group)
+    ]
 
 
 def _axes(width: float, height: float, title: str, **more: Any) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title, **{"fontsize": 10, **more})
     return figure, axes
@@ -69,18 +75,17 @@ def _missing(row: Row, separator: str = " ") -> str:
     return "" if row.complete else f"{separator}{len(row.values)}/{len(row.expected)}"
 
 
-def _bars(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
+def _bars(rows: list[Row]) -> Iterator[Picture]:
     """Scores of each method, its cells as dots."""
+    rows = [row for row in rows if row.values]
     if not rows:
         return
-    metric = rows[0].metric
+    setup, split, metric = str(rows[0].setup), rows[0].split, rows[0].metric
     figure, axes = _axes(max(4.0, 1.1 * len(rows) + 1.5, 0.09 * len(setup)), 3.6, setup)
     for place, row in enumerate(rows):
-        values, spread = list(row.values.values()), row.spread[0]
+        values, color = list(row.values.values()), COLORS[place % len(COLORS)]
         style: dict[str, Any] = {} if row.complete else {"hatch": "//", "alpha": 0.5}
-        error = None if math.isnan(spread) else spread
-        color = COLORS[place % len(COLORS)]
-        axes.bar(place, row.mean, 0.7, color=color, yerr=error, capsize=4, **style)
+        axes.bar(place, row.mean, 0.7, color=color, yerr=row.spread[0], capsize=4, **style)
         dots = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
         axes.plot(place + dots, values, ".", color="#333333", markersize=4)
     names = [row.method + _missing(row, "\nincomplete ") for row in rows]
@@ -97,7 +102,7 @@ def _bars(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
     yield Picture(file_name("bars", setup, split), caption, figure)
 
 
-def _differences(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
+def _differences(rows: list[Row]) -> Iterator[Picture]:
     """Every setting's paired difference to the baseline, where a bar chart shows too few."""
     found = [
         (row, row.difference)
@@ -106,6 +111,7 @@ def _differences(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
     ]
     if len(found) < 3:
         return
+    setup, split = str(rows[0].setup), rows[0].split
     pairs = sorted(found, key=lambda pair: pair[1].mean)  # the largest on top
     figure, axes = _axes(7.6, 0.32 * len(pairs) + 1.2, setup, loc="right")
     axes.axvline(0.0, color="#555555", linewidth=1)
@@ -130,16 +136,17 @@ def _differences(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
         "tuning with its 95 % interval (bootstrap over folds and seeds); green: better, red: "
         "worse, blue: the interval holds zero; pale: incomplete."
     )
-    notes = dict.fromkeys(row.usual_note for row, _ in pairs if row.usual)
+    notes = dict.fromkeys(row.usual_note for row, _ in pairs if row.usual_note)
     caption += "".join(f" Note: {note}" for note in notes)
     yield Picture(file_name("differences", setup, split), caption, figure)
 
 
-def _dynamics(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
+def _dynamics(rows: list[Row]) -> Iterator[Picture]:
     """What weighing by the input adds, against what the weights know of it; a dot per setting."""
     found = [(row, row.gain) for row in rows if row.gain and not math.isnan(row.information)]
     if not found:
         return
+    setup, split = str(rows[0].setup), rows[0].split
     figure, axes = _axes(5.6, 3.8, setup)
     axes.axhline(0.0, color="#555555", linewidth=1)
     for place, (row, gain) in enumerate(found):
@@ -159,19 +166,19 @@ def _dynamics(rows: list[Row], setup: str, split: str) -> Iterator[Picture]:
     yield Picture(file_name("dynamics", setup, split), caption, figure)
 
 
-def _curves(rows: list[Row], setup: str) -> Iterator[Picture]:
+def _curves(rows: list[Row]) -> Iterator[Picture]:
     """The metric on dev while training."""
+    setup = str(rows[0].setup)
     figure, axes = _axes(5.6, 3.8, setup)
-    methods = {(row.featurizer, row.tuning): row for row in rows}
+    methods = {row.method: row for row in rows}
     for place, row in enumerate(methods.values()):
         found = [_dev_curve(cell, row.metric) for cell in row.cells.values()]
-        curves, color = [curve for curve in found if curve], COLORS[place % len(COLORS)]
-        for curve in curves:
-            axes.plot(list(curve), list(curve.values()), color=color, alpha=0.2, linewidth=0.8)
-        if curves:
-            common = sorted(set.intersection(*map(set, curves)))
-            means = [np.mean([curve[step] for curve in curves]) for step in common]
-            axes.plot(common, means, color=color, label=row.method)
+        curves = pd.DataFrame([curve for curve in found if curve]).sort_index(axis=1)
+        color = COLORS[place % len(COLORS)]
+        for _, curve in curves.iterrows():
+            axes.plot(curve.dropna(), color=color, alpha=0.2, linewidth=0.8)
+        if len(curves):
+            axes.plot(curves.dropna(axis=1).mean(), color=color, label=row.method)
     if not axes.lines:
         return
     axes.set_xlabel("step")
@@ -185,56 +192,48 @@ def _curves(rows: list[Row], setup: str) -> Iterator[Picture]:
 
 
 def _dev_curve(cell: Cell, metric: str) -> dict[int, float]:
-    """Step -> metric on dev, in order; after a resume the later row of a step counts."""
-    points = {
+    """Step -> metric on dev; after a resume the later row of a step counts."""
+    return {
         row["step"]: row[metric]
         for row in read_jsonl(cell.path / METRICS)
         if str(row.get("split", "")).startswith("dev") and metric in row
     }
-    return dict(sorted(points.items()))
 
 
 # ---- heat maps
 
 
-def _class_map(row: Row) -> Iterator[Picture]:
-    """Mean q(l|x) per class, for a method whose weights depend on the input."""
-    maps = [found for found in map(_class_means, row.finished) if found]
-    classes = sorted({name for found in maps for name in found})
-    if not 2 <= len(classes) <= MAX_CLASSES:
+def _class_map(rows: list[Row]) -> Iterator[Picture]:
+    """Mean q(l|x) per class, for a method whose weights depend on the input; of the last split."""
+    row = rows[-1]
+    maps = [found for found in map(_class_means, row.finished) if len(found)]
+    means = pd.concat(maps).groupby(level=0).mean() if maps else pd.DataFrame()
+    layers = row.finished[0].layers if maps else []
+    if not 2 <= len(means) <= MAX_CLASSES or means.shape[1] != len(layers):
         return
-    means = np.array(
-        [np.mean([found[name] for found in maps if name in found], axis=0) for name in classes]
-    )
-    layers = row.finished[0].layers
-    if means.shape[1] != len(layers) or np.ptp(means, axis=0).max() < 1e-5:
+    if np.ptp(means.to_numpy(), axis=0).max() < 1e-5:
         return
-    title = f"{row.method}: {row.setup}"
     caption = (
         f"{row.setup}: mean q(l|x) of {row.label} per class, over the test clips of {len(maps)} "
         "cells."
     )
-    name = file_name("layers_per_class", row.setup, row.method)
-    yield Picture(name, caption, _heat_map(2.6, title, means, classes, layers))
+    figure = _heat_map(2.6, f"{row.method}: {row.setup}", means.set_axis(layers, axis=1))
+    yield Picture(file_name("layers_per_class", row.setup, row.method), caption, figure)
 
 
-def _class_means(cell: Cell) -> dict[str, np.ndarray]:
-    """Class -> mean weights [N] from layer_weights.csv; empty for none or too many labels."""
+def _class_means(cell: Cell) -> pd.DataFrame:
+    """Mean weights [classes, N] from layer_weights.csv; empty for none or too many labels."""
     path = cell.path / "layer_weights.csv"
     if not path.is_file():
-        return {}
-    weights: dict[str, list[list[float]]] = defaultdict(list)
-    with open(path, newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            held = [float(value) for key, value in line.items() if key.startswith("layer")]
-            weights[line["label"]].append(held)
-            if len(weights) > MAX_CLASSES:
-                return {}
-    return {name: np.mean(values, axis=0) for name, values in weights.items()}
+        return pd.DataFrame()
+    lines = pd.read_csv(path, dtype={"label": str}, keep_default_na=False)
+    means = lines.filter(regex=r"^layer\d+$").groupby(lines["label"]).mean()
+    return means[: MAX_CLASSES if len(means) <= MAX_CLASSES else 0]
 
 
-def _corpus_map(rows: list[Row], upstream: str) -> Iterator[Picture]:
+def _corpus_map(rows: list[Row]) -> Iterator[Picture]:
     """Mean weight per layer of an upstream, a line per corpus and method."""
+    upstream = rows[0].setup.upstream
     lines: dict[str, dict[int, float]] = {}
     for row in rows:
         cells = [
@@ -249,25 +248,21 @@ def _corpus_map(rows: list[Row], upstream: str) -> Iterator[Picture]:
             lines[f"{setup.downstream} / {setup.corpus} / {row.split}: {row.method}"] = means
     if not lines:
         return
-    layers = sorted({layer for line in lines.values() for layer in line})
-    grid = np.array([[line.get(layer, math.nan) for layer in layers] for line in lines.values()])
     caption = (
         f"{upstream}: mean weight of each hidden state per corpus; blank where a method does not "
         "read it."
     )
-    figure = _heat_map(4.6, upstream, grid, list(lines), layers)
+    figure = _heat_map(4.6, upstream, pd.DataFrame(lines).sort_index().T)
     yield Picture(file_name("layers_per_corpus", upstream), caption, figure)
 
 
-def _heat_map(
-    margin: float, title: str, grid: np.ndarray, names: list[str], layers: list[int]
-) -> Figure:
-    """grid: [len(names), len(layers)]; margin: inches beside it."""
-    size = 0.55 * len(layers) + margin, 0.36 * len(names) + 1.4
+def _heat_map(margin: float, title: str, grid: pd.DataFrame) -> Figure:
+    """grid: a line for each name, a column for each layer; margin: inches beside it."""
+    size = 0.55 * grid.shape[1] + margin, 0.36 * len(grid) + 1.4
     figure, axes = _axes(*size, title, fontsize=9)
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xticks(range(len(layers)), layers)
+    axes.set_yticks(range(len(grid)), grid.index, fontsize=8)
+    axes.set_xticks(range(grid.shape[1]), grid.columns)
     axes.set_xlabel("hidden state (0 = encoder input)")
     figure.colorbar(image, ax=axes, label="mean weight")
     return figure
@@ -278,39 +273,27 @@ def _heat_map(
 
 def _ablations(rows: list[Row]) -> Iterator[Picture]:
     """One picture per setting that takes several values: a line for each way the rest was set."""
-    methods = grouped((row for row in rows if row.values), lambda row: (row.featurizer, row.tuning))
-
-    def varies(key: str) -> bool:
-        held = (
-            [row.settings[key] for row in one if key in row.settings] for one in methods.values()
-        )
-        return any(len(set(map(repr, values))) > 1 for values in held)
-
-    varied = [key for key in sorted({key for row in rows for key in row.settings}) if varies(key)]
-    names = short_names(varied)
-    for key in varied:
-        lines = [line for method in methods.values() for line in _lines(key, method)]
+    names = short_names(sorted({key for row in rows for key in row.varied}))
+    for key in names:
+        lines = _lines(key, rows)
         if lines:
             yield _draw_ablation(key, names, lines, rows)
 
 
 def _lines(key: str, rows: list[Row]) -> list[list[Row]]:
     """Rows that differ in `key` alone, in the order of its values; the longest lines first."""
-
-    def rest(row: Row) -> list[str]:
-        others = {other: one for other, one in row.settings.items() if not _depends(other, key)}
-        return sorted(f"{other}={one!r}" for other, one in others.items() if other != key)
-
-    lines = grouped((row for row in rows if key in row.settings), lambda row: str(rest(row)))
-    ordered = [sorted(line, key=lambda row: _order(row.settings[key])) for line in lines.values()]
-    return sorted((line for line in ordered if len(line) > 1), key=len, reverse=True)
+    held = [row for row in rows if row.values and key in row.settings]
+    ways = grouped(held, lambda row: (row.method, _rest(row, key))).values()
+    lines = [sorted(way, key=lambda row: _order(row.settings[key])) for way in ways if len(way) > 1]
+    return sorted(lines, key=len, reverse=True)
 
 
-def _depends(other: str, key: str) -> bool:
-    """A prior's own parameters come and go with it, a head's width with the kind of head."""
-    if key.endswith(".prior"):
-        return other.endswith((".chi2_df", ".chi2_nc", ".geometric_p"))
-    return key.endswith(".head") and other.endswith(".head_dim")
+def _rest(row: Row, key: str) -> str:
+    """All settings but `key` and those that come and go with it."""
+    own = (key, *(f"{key.rpartition('.')[0]}.{name}" for name in OWN.get(key.split(".")[-1], ())))
+    return str(
+        sorted(f"{other}={one!r}" for other, one in row.settings.items() if other not in own)
+    )
 
 
 def _order(value: Any) -> tuple[bool, Any]:

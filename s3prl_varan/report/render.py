@@ -6,7 +6,14 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from s3prl_varan.report.table import Difference, Row, by_column, leaderboard, method_order
+from s3prl_varan.report.table import (
+    Difference,
+    Row,
+    by_column,
+    grouped,
+    leaderboard,
+    method_order,
+)  # fmt: skip
 
 LEGEND = (
     "± is the standard deviation over seeds of the mean over folds (with † over folds: a single "
@@ -27,20 +34,6 @@ SETTINGS_LEGEND = (
     "are many, the budget was too short to compare. Of many settings about one in twenty seems to "
     "differ (*) by chance alone."
 )
-SETTINGS_HEADER = (
-    "setup", "split", "metric", "method", "test", "dev", "Δ [95 %]", "I(L;X), Δ to its mean q",
-    "cells", "still rising", "steps", "seconds",
-)  # fmt: skip
-CELLS_HEADER = (
-    "setup", "method", "fold", "seed", "status", "split", "test", "dev", "best step", "steps",
-    "folder", "note",
-)  # fmt: skip
-CSV_HEADER = (
-    "upstream", "downstream", "corpus", "split", "metric", "featurizer", "tuning", "variant",
-    "mean", "std", "std_over", "dev_mean", "cells", "expected_cells", "complete", "best",
-    "baseline", "difference", "ci_low", "ci_high", "pairs", "clips_low", "clips_high",
-    "information_nats", "gain_over_mean_q", "gain_low", "gain_high", "still_rising",
-)  # fmt: skip
 BOLD, END = "\x01", "\x02"  # around what is to be bold, until it is written
 
 
@@ -49,6 +42,12 @@ class Table(NamedTuple):
 
     header: list[str]
     body: list[list[str]]
+
+
+def table_of(records: list[dict[str, str]]) -> Table:
+    """A line for each record, a column for each key; what a record lacks stays empty."""
+    header = list(dict.fromkeys(key for record in records for key in record))
+    return Table(header, [[record.get(key, "") for key in header] for record in records])
 
 
 # ---- tables
@@ -99,21 +98,21 @@ def _count(row: Row) -> str:
 def leaderboard_table(rows: list[Row]) -> Table:
     """A row per featurizer and tuning; per setup the score, the difference, the number of cells."""
     chosen = leaderboard(rows)
-    columns = by_column(chosen)
-    table = Table(["method"], [])
+    columns, table = by_column(chosen), Table(["method"], [])
     for (setup, split), held in columns.items():
         direction = "↑" if held[0].higher_is_better else "↓"
         name = f"{setup}, {split} {held[0].metric} {direction}"
         table.header.extend([name, "Δ [95 %]", "I(L;X), Δ to its mean q", "cells"])
     for method in dict.fromkeys(row.method for row in sorted(chosen, key=method_order)):
-        table.body.append([method])
+        line = [method]
         for held in columns.values():
             shown = [row for row in held if row.method == method]
             texts = [
                 [score_text(row), difference_text(row), dynamics_text(row), _count(row)]
                 for row in shown
             ]
-            table.body[-1].extend(texts[0] if texts else [""] * 4)
+            line += texts[0] if texts else [""] * 4
+        table.body.append(line)
     return without_empty(table)
 
 
@@ -129,38 +128,52 @@ def settings_table(rows: list[Row]) -> Table:
     def order(row: Row) -> float:
         return -row.goodness(row.dev_mean) if row.values else math.inf
 
-    body = []
-    for held in by_column(rows).values():
-        for row in sorted(held, key=order):
-            steps = sorted({cell.steps for cell in row.finished})
-            seconds = [cell.seconds for cell in row.finished if cell.seconds]
-            body.append(
-                [
-                    *(str(row.setup), row.split, row.metric, row.label, score_text(row)),
-                    "" if math.isnan(row.dev_mean) else f"{row.dev_mean:.1f}",
-                    *(difference_text(row), dynamics_text(row), _count(row)),
-                    f"{row.rising}/{len(row.finished)}",
-                    "-".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
-                    f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
-                ]
-            )
-    return Table([*SETTINGS_HEADER], body)
+    records = []
+    columns = by_column(rows).values()
+    for row in (row for held in columns for row in sorted(held, key=order)):
+        steps = sorted({cell.steps for cell in row.finished})
+        seconds = [cell.seconds for cell in row.finished if cell.seconds]
+        record = {
+            "setup": str(row.setup),
+            "split": row.split,
+            "metric": row.metric,
+            "method": row.label,
+            "test": score_text(row),
+            "dev": "" if math.isnan(row.dev_mean) else f"{row.dev_mean:.1f}",
+            "Δ [95 %]": difference_text(row),
+            "I(L;X), Δ to its mean q": dynamics_text(row),
+            "cells": _count(row),
+            "still rising": f"{row.rising}/{len(row.finished)}",
+            "steps": "-".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
+            "seconds": f"{sum(seconds) / len(seconds):.0f}" if seconds else "",
+        }
+        records.append(record)
+    return table_of(records)
 
 
 def cells_table(rows: list[Row]) -> Table:
     """Every experiment, and every (fold, seed) a method lacks."""
-    body = []
+    records = []
     for row in rows:
         for key in sorted(row.expected | set(row.cells)):
-            cell, line = row.cells.get(key), [str(row.setup), row.label, key[0], str(key[1])]
-            if cell is None:
-                body.append([*line, "incomplete: missing", row.split, *[""] * 6])
-                continue
-            status = "done" if cell.done else f"incomplete: {cell.status}"
-            figures = _number(row.values.get(key)), _number(cell.dev.get(row.metric))
-            steps = str(cell.best_step or ""), str(cell.steps or "")
-            body.append([*line, status, row.split, *figures, *steps, str(cell.path), cell.note])
-    return Table([*CELLS_HEADER], body)
+            cell = row.cells.get(key)
+            status = cell.status if cell else "missing"
+            record = {
+                "setup": str(row.setup),
+                "method": row.label,
+                "fold": key[0],
+                "seed": str(key[1]),
+                "status": status if status == "done" else f"incomplete: {status}",
+                "split": row.split,
+                "test": _number(row.values.get(key)),
+                "dev": _number(cell.dev.get(row.metric) if cell else None),
+                "best step": str(cell.best_step or "") if cell else "",
+                "steps": str(cell.steps or "") if cell else "",
+                "folder": str(cell.path) if cell else "",
+                "note": cell.note if cell else "",
+            }
+            records.append(record)
+    return table_of(records)
 
 
 def figures_table(rows: list[Row]) -> Table:
@@ -168,30 +181,43 @@ def figures_table(rows: list[Row]) -> Table:
 
     An incomplete one has complete=0 and a mean over what is there.
     """
-    body = []
+    records = []
     for row in rows:
-        (spread, over), delta, gain = row.spread, row.difference, row.gain
-        setup, difference, own = row.setup, [""] * 7, [""] * 3
-        if delta is not None:
-            numbers = map(_number, (delta.mean, delta.low, delta.high))
-            clips = map(_number, delta.over_clips or (None, None))
-            difference = [delta.baseline, *numbers, str(delta.pairs), *clips]
-        if gain is not None:
-            own = [_number(gain.mean), _number(gain.low), _number(gain.high)]
-        counts = (len(row.values), len(row.expected), int(row.complete), int(row.best))
-        body.append(
-            [
-                *(setup.upstream, setup.downstream, setup.corpus, row.split, row.metric),
-                *(row.featurizer, row.tuning),
-                "; ".join(f"{name}={value}" for name, value in row.variant.items()),
-                *(_number(row.mean), _number(spread), over, _number(row.dev_mean)),
-                *map(str, counts),
-                *difference,
-                *(_number(row.information), *own),
-                str(row.rising),
-            ]
-        )
-    return Table([*CSV_HEADER], body)
+        delta, gain = row.difference, row.gain
+        low, high = (delta and delta.over_clips) or (None, None)
+        varied = [key for key in row.varied if key in row.settings]
+        record = {
+            "upstream": row.setup.upstream,
+            "downstream": row.setup.downstream,
+            "corpus": row.setup.corpus,
+            "split": row.split,
+            "metric": row.metric,
+            "featurizer": row.featurizer,
+            "tuning": row.tuning,
+            "variant": "; ".join(f"{row.varied[key]}={row.settings[key]}" for key in varied),
+            "mean": _number(row.mean),
+            "std": _number(row.spread[0]),
+            "std_over": row.spread[1],
+            "dev_mean": _number(row.dev_mean),
+            "cells": str(len(row.values)),
+            "expected_cells": str(len(row.expected)),
+            "complete": str(int(row.complete)),
+            "best": str(int(row.best)),
+            "baseline": delta.baseline if delta else "",
+            "difference": _number(delta.mean if delta else None),
+            "ci_low": _number(delta.low if delta else None),
+            "ci_high": _number(delta.high if delta else None),
+            "pairs": str(delta.pairs) if delta else "",
+            "clips_low": _number(low),
+            "clips_high": _number(high),
+            "information_nats": _number(row.information),
+            "gain_over_mean_q": _number(gain.mean if gain else None),
+            "gain_low": _number(gain.low if gain else None),
+            "gain_high": _number(gain.high if gain else None),
+            "still_rising": str(row.rising),
+        }
+        records.append(record)
+    return table_of(records)
 
 
 def _number(value: float | None) -> str:
@@ -200,19 +226,15 @@ def _number(value: float | None) -> str:
 
 def chosen_notes(rows: list[Row]) -> list[str]:
     """Which setting of a method stands in the leaderboard, and what its labels leave out."""
-
-    def place(row: Row) -> tuple[object, ...]:
-        return row.setup, row.split, row.method
-
-    notes = []
-    for row in leaderboard(rows):
-        count = sum(place(other) == place(row) for other in rows)
-        if count > 1:
-            best = f"{row.label} was best on dev of {count} settings of {row.method}"
-            notes.append(f"{row.setup}, {row.split}: {best}.")
-    usual = {place(row): row for row in rows if row.usual}
-    notes += [f"{row.setup}, {row.split}: {row.usual_note}" for row in usual.values()]
-    return notes
+    groups = grouped(rows, lambda row: (row.setup, row.split, row.method))
+    notes = [
+        f"{row.setup}, {row.split}: {row.label} was best on dev of {len(group)} settings of "
+        f"{row.method}."
+        for row, group in zip(leaderboard(rows), groups.values(), strict=True)
+        if len(group) > 1
+    ]
+    hidden = [group[0] for group in groups.values() if group[0].usual_note]
+    return notes + [f"{row.setup}, {row.split}: {row.usual_note}" for row in hidden]
 
 
 # ---- Markdown, LaTeX, CSV

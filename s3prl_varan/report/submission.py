@@ -10,6 +10,8 @@ from pathlib import Path
 from s3prl_varan.errors import problems_error
 from s3prl_varan.files import write_atomic
 from s3prl_varan.report.cells import Cell
+from s3prl_varan.report.render import markdown, table_of
+from s3prl_varan.report.table import grouped
 
 
 def collect_submission(cells: list[Cell], out: Path) -> Path:
@@ -20,17 +22,16 @@ def collect_submission(cells: list[Cell], out: Path) -> Path:
     """
     places: dict[str, tuple[Cell, Path]] = {}
     problems = []
-    for cell in cells:
-        if cell.done and cell.submission is None:
+    for cell in (cell for cell in cells if cell.done):
+        if cell.submission is None:
             problems.append(f"{cell.path}: made by version 0.1, submit it with that version")
-        entries = cell.submission or {}
-        sources = {place: cell.path / name for place, name in entries.items() if cell.done}
+        sources = {place: cell.path / name for place, name in (cell.submission or {}).items()}
         present = {place: source for place, source in sources.items() if source.exists()}
         if sources and not present:
             names = " and no ".join(source.name for source in sources.values())
             problems.append(f"{cell.path}: no {names}")
         for place, source in (present or sources).items():
-            other = places.setdefault(place, (cell, source))[0]
+            other, _ = places.setdefault(place, (cell, source))
             if other is not cell:
                 problems.append(f"{place}: both {other.path} and {cell.path}")
     if not places and not problems:
@@ -41,46 +42,51 @@ def collect_submission(cells: list[Cell], out: Path) -> Path:
             "of a task that has folds."
         )
         raise problems_error("No submission can be made of these experiments:", problems, remedy)
-    ordered = dict(sorted(places.items()))
+    archive = out / "predict.zip"
     out.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(out / "predict.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for place, (_, source) in ordered.items():
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
+        for place, (_, source) in sorted(places.items()):
             # A folder has a file for each recording.
             for file in sorted(source.iterdir()) if source.is_dir() else [source]:
                 target = out / "predict" / place / file.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
-                archive.write(target, target.relative_to(out))
-    write_atomic(out / "README.md", _readme({place: one for place, (one, _) in ordered.items()}))
-    return out / "predict.zip"
+                content.write(target, target.relative_to(out))
+    write_atomic(out / "README.md", _readme({place: places[place][0] for place in sorted(places)}))
+    return archive
 
 
 def _readme(cells: dict[str, Cell]) -> str:
-    lines = [
-        "# SUPERB submission\n\nUpload predict.zip. What is in it:\n",
-        "| file | upstream | corpus | method | fold | seed | steps | test | experiment |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """place -> cell, as text for whoever uploads."""
+    records = []
     for place, cell in cells.items():
         figures = next(iter(cell.test.values()), {})
-        value = f"{cell.metric} {figures[cell.metric]:.2f}" if cell.metric in figures else ""
-        shown = (
-            f"predict/{place}", cell.setup.upstream, cell.setup.corpus,
-            f"{cell.featurizer} ({cell.tuning})", cell.fold, cell.seed,
-            f"{cell.best_step}/{cell.steps}", value, cell.path,
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, shown))} |")
-    lines.append("\nThe leaderboard scores predictions on SUPERB's own corpora.")
-    folds: dict[str, list[str]] = {}
-    for cell in cells.values():
-        if cell.fold != "-":
-            folds.setdefault(f"{cell.title} on {cell.setup.corpus}", []).append(cell.fold)
-    for task, held in folds.items():
-        lines.append(
-            f"Here: {len(held)} fold(s) of {task} ({', '.join(held)}); it is scored only with all."
-        )
-    settings = {
-        f"- {key}: {value}" for one in cells.values() for key, value in one.settings.items()
-    }
-    lines += ["\nSettings of these experiments (as config and flags name them):\n"]
-    return "\n".join([*lines, *sorted(settings)]) + "\n"
+        record = {
+            "file": f"predict/{place}",
+            "upstream": cell.setup.upstream,
+            "corpus": cell.setup.corpus,
+            "method": f"{cell.featurizer} ({cell.tuning})",
+            "fold": cell.fold,
+            "seed": str(cell.seed),
+            "steps": f"{cell.best_step}/{cell.steps}",
+            "test": f"{cell.metric} {figures[cell.metric]:.2f}" if cell.metric in figures else "",
+            "experiment": str(cell.path),
+        }
+        records.append(record)
+    with_folds = [cell for cell in cells.values() if cell.fold != "-"]
+    folds = grouped(with_folds, lambda cell: f"{cell.title} on {cell.setup.corpus}")
+    told = [
+        f"Here: {len(held)} fold(s) of {task} ({', '.join(cell.fold for cell in held)}); it is "
+        "scored only with all."
+        for task, held in folds.items()
+    ]
+    settings = {f"- {key}: {one}" for cell in cells.values() for key, one in cell.settings.items()}
+    lines = [
+        "# SUPERB submission\n\nUpload predict.zip. What is in it:\n",
+        markdown(table_of(records)),
+        "The leaderboard scores predictions on SUPERB's own corpora.",
+        *told,
+        "\nSettings of these experiments (as config and flags name them):\n",
+        *sorted(settings),
+    ]
+    return "\n".join(lines) + "\n"

@@ -20,7 +20,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,7 +39,8 @@ FEATURIZERS = (  # in the order of tables
     "layer", "last_layer", "weighted_sum", "hconv", "lap", "dynamic_sum", "ensemble", "varan",
 )  # fmt: skip
 TUNINGS = ("frozen", "lora", "finetune")
-Values = dict[tuple[str, int], float]  # by (fold, seed)
+Key = tuple[str, int]  # (fold, seed)
+Values = dict[Key, float]
 T = TypeVar("T")
 
 
@@ -63,7 +63,7 @@ class Difference:
 
 @dataclass
 class Row:
-    """One method in one setup, on one test split."""
+    """One method in one setup, on one test split. Its figures are over the finished cells."""
 
     setup: Setup
     split: str
@@ -71,97 +71,76 @@ class Row:
     higher_is_better: bool
     featurizer: str
     tuning: str
+    method: str  # featurizer and tuning
     settings: dict[str, Any]
-    cells: dict[tuple[str, int], Cell]  # by (fold, seed), finished or not
-    expected: set[tuple[str, int]]
-    variant: dict[str, Any] = field(default_factory=dict)  # what tells it from its siblings
-    usual: dict[str, Any] = field(default_factory=dict)  # what most siblings have of that
+    cells: dict[Key, Cell]  # finished or not
+    expected: set[Key]
+    finished: list[Cell]
+    values: Values  # the metric on the test split
+    mean: float  # of them; NaN where there is none
+    complete: bool  # is there a value for every fold and seed expected?
+    spread: tuple[float, str]  # (standard deviation, "seeds" | "folds" | ""); NaN if incomplete
+    dev_mean: float  # the metric on dev at the chosen steps
+    information: float  # mean I(L; X) in nats over the cells that say it; NaN where none does
+    gain: Difference | None  # over the static twin: the same cells with their mean q for q
+    rising: int  # cells whose best dev figure came in the last tenth of the budget
+    varied: dict[str, str] = field(default_factory=dict)  # keys in which siblings differ -> short
+    label: str = ""  # the method, with what is not usual among its siblings
+    usual_note: str = ""  # what the labels of this method leave out
     difference: Difference | None = None
     best: bool = False
-
-    @property
-    def method(self) -> str:
-        """Featurizer and tuning."""
-        return self.featurizer if self.tuning == "frozen" else f"{self.featurizer} + {self.tuning}"
-
-    @property
-    def label(self) -> str:
-        """The method, with what tells it from its siblings and is not usual among them."""
-        told = {
-            name: value
-            for name, value in self.variant.items()
-            if repr(value) != repr(self.usual.get(name, "-"))
-        }
-        return f"{self.method} ({settings_text(told)})" if told else self.method
-
-    @property
-    def usual_note(self) -> str:
-        """What the labels of this method leave out."""
-        usual = settings_text(self.usual)
-        return f"where a label of {self.method} does not say otherwise, {usual}."
-
-    @cached_property
-    def finished(self) -> list[Cell]:
-        """The cells with a result."""
-        return [cell for _, cell in sorted(self.cells.items()) if cell.done]
-
-    @cached_property
-    def values(self) -> Values:
-        """The metric on the test split, of the finished cells."""
-        figures = {cell.key: cell.test.get(self.split, {}) for cell in self.finished}
-        return {key: held[self.metric] for key, held in figures.items() if self.metric in held}
-
-    @cached_property
-    def information(self) -> float:
-        """Mean I(L; X) in nats over the cells that say it; NaN where none does."""
-        found = [cell.dynamics.get(self.split) for cell in self.finished]
-        nats = [each["information_nats"] for each in found if each]
-        return float(np.mean(nats)) if nats else math.nan
-
-    @cached_property
-    def gain(self) -> Difference | None:
-        """Over the static twin: the same cells with their mean q in the place of q."""
-        twins = {
-            cell.key: cell.dynamics.get(self.split, {}).get("static_twin", {}).get(self.metric)
-            for cell in self.finished
-        }
-        known = {key: value for key, value in twins.items() if value is not None}
-        return paired_difference(self.values, known, "its mean q")
-
-    @property
-    def complete(self) -> bool:
-        """Is there a value for every fold and seed expected?"""
-        return bool(self.expected) and self.expected <= set(self.values)
-
-    @property
-    def mean(self) -> float:
-        """Over the finished cells; NaN where there is none."""
-        return float(np.mean(list(self.values.values()))) if self.values else math.nan
-
-    @property
-    def dev_mean(self) -> float:
-        """The metric on dev at the chosen steps, over the finished cells."""
-        figures = [cell.dev[self.metric] for cell in self.finished if self.metric in cell.dev]
-        return float(np.mean(figures)) if figures else math.nan
-
-    @property
-    def spread(self) -> tuple[float, str]:
-        """(standard deviation, "seeds" | "folds" | ""); NaN where nothing can be said of it."""
-        if not self.complete or len(self.values) < 2:
-            return math.nan, ""
-        place = int(len({seed for _, seed in self.values}) > 1)
-        groups = grouped(self.values, lambda key: key[place])
-        means = [np.mean([self.values[key] for key in group]) for group in groups.values()]
-        return float(np.std(means, ddof=1)), ("folds", "seeds")[place]
-
-    @property
-    def rising(self) -> int:
-        """Finished cells whose best dev figure came in the last tenth of the budget."""
-        return sum(cell.best_step > LATE * cell.steps for cell in self.finished)
 
     def goodness(self, value: float) -> float:
         """The value, or its negative where less is better."""
         return value if self.higher_is_better else -value
+
+
+def make_row(
+    setup: Setup, split: str, metric: str, higher: bool, cells: dict[Key, Cell], expected: set[Key]
+) -> Row:
+    """The row of a method's cells, as yet without siblings."""
+    finished = [cell for _, cell in sorted(cells.items()) if cell.done]
+    figures = {cell.key: cell.test.get(split, {}) for cell in finished}
+    values = {key: held[metric] for key, held in figures.items() if metric in held}
+    complete = bool(expected) and expected <= set(values)
+    dynamics = {cell.key: cell.dynamics.get(split) or {} for cell in finished}
+    twins = {key: each.get("static_twin", {}).get(metric) for key, each in dynamics.items()}
+    known = {key: value for key, value in twins.items() if value is not None}
+    first = next(iter(cells.values()))
+    return Row(
+        setup,
+        split,
+        metric,
+        higher,
+        first.featurizer,
+        first.tuning,
+        first.featurizer if first.tuning == "frozen" else f"{first.featurizer} + {first.tuning}",
+        first.settings,
+        cells,
+        expected,
+        finished,
+        values,
+        mean=_mean(values.values()),
+        complete=complete,
+        spread=_spread(values) if complete and len(values) > 1 else (math.nan, ""),
+        dev_mean=_mean(cell.dev[metric] for cell in finished if metric in cell.dev),
+        information=_mean(each["information_nats"] for each in dynamics.values() if each),
+        gain=paired_difference(values, known, "its mean q"),
+        rising=sum(cell.best_step > LATE * cell.steps for cell in finished),
+    )
+
+
+def _mean(figures: Iterable[float]) -> float:
+    held = list(figures)
+    return float(np.mean(held)) if held else math.nan
+
+
+def _spread(values: Values) -> tuple[float, str]:
+    """Over seeds where there are several, else over folds."""
+    place = int(len({seed for _, seed in values}) > 1)
+    groups = grouped(values, lambda key: key[place])
+    means = [_mean(values[key] for key in group) for group in groups.values()]
+    return float(np.std(means, ddof=1)), ("folds", "seeds")[place]
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
@@ -217,13 +196,9 @@ def _rows_of_setup(
     expected = {cell.key for cell in cells}
     methods = grouped(cells, _identity)
     held = [_one_each(methods[method], notes) for method in sorted(methods)]
-    rows = []
-    for split in sorted({split for cell in done for split in cell.test}) or ["test"]:
-        for one in held:
-            cell = next(iter(one.values()))
-            method = cell.featurizer, cell.tuning, cell.settings
-            rows.append(Row(setup, split, name, higher, *method, one, expected))
-    for group in grouped(rows, lambda row: (row.featurizer, row.tuning, row.split)).values():
+    splits = sorted({split for cell in done for split in cell.test}) or ["test"]
+    rows = [make_row(setup, split, name, higher, one, expected) for split in splits for one in held]
+    for group in grouped(rows, lambda row: (row.method, row.split)).values():
         _name_variants(group)
     return sorted(rows, key=method_order)
 
@@ -233,7 +208,7 @@ def _identity(cell: Cell) -> tuple[str, str, str]:
     return cell.featurizer, cell.tuning, settings
 
 
-def _one_each(cells: list[Cell], notes: list[str]) -> dict[tuple[str, int], Cell]:
+def _one_each(cells: list[Cell], notes: list[str]) -> dict[Key, Cell]:
     """One cell per fold and seed: the finished one, of several the newer."""
     held = {}
     for key, same in grouped(cells, lambda cell: cell.key).items():
@@ -263,25 +238,24 @@ def _name_variants(group: list[Row]) -> None:
     alike = grouped(group, lambda row: repr([row.settings.get(key, "-") for key in told]))
     told += [key for key in keys if any(differs(key, rows, "-") for rows in alike.values())]
     names = short_names(told)
+    # A label hides what most rows have, but where one lacks the setting: it would read alike.
+    usual: dict[str, Any] = {}
+    for key in told:
+        if all(key in row.settings for row in group):
+            same = max(grouped((row.settings[key] for row in group), repr).values(), key=len)
+            usual |= {key: same[0]} if 2 * len(same) > len(group) else {}
     for row in group:
-        row.variant = {names[key]: row.settings[key] for key in told if key in row.settings}
-        row.usual = {names[key]: value for key in told for value in _usual(key, group)}
+        own = row.settings
+        unusual = {key: own[key] for key in own if repr(own[key]) != repr(usual.get(key, "-"))}
+        text, left_out = settings_text(unusual, names), settings_text(usual, names)
+        row.varied, row.label = names, f"{row.method} ({text})" if text else row.method
+        if usual:
+            row.usual_note = f"where a label of {row.method} does not say otherwise, {left_out}."
 
 
-def _usual(key: str, group: list[Row]) -> list[Any]:
-    """The value that more than half of the rows have, as a list of one or none.
-
-    None where a row lacks the setting: a label without it would read like that row's.
-    """
-    if any(key not in row.settings for row in group):
-        return []
-    values = grouped((row.settings[key] for row in group), repr)
-    return [same[0] for same in values.values() if 2 * len(same) > len(group)]
-
-
-def settings_text(settings: dict[str, Any]) -> str:
-    """`name=value, ...`"""
-    return ", ".join(f"{name}={_shown(value)}" for name, value in settings.items())
+def settings_text(settings: dict[str, Any], names: dict[str, str]) -> str:
+    """`name=value, ...` of the settings that have a name."""
+    return ", ".join(f"{names[key]}={_shown(settings[key])}" for key in names if key in settings)
 
 
 def _shown(value: Any) -> str:
@@ -290,16 +264,11 @@ def _shown(value: Any) -> str:
 
 def short_names(keys: list[str]) -> dict[str, str]:
     """The last part of each dotted key, or as many parts as tell them apart."""
-
-    def last(key: str, count: int) -> list[str]:
-        return key.split(".")[-count:]
-
     names = {}
     for key in keys:
-        count, others = 1, [other for other in keys if other != key]
-        while any(last(other, count) == last(key, count) for other in others):
-            count += 1
-        names[key] = ".".join(last(key, count))
+        tails = [key.split(".", count)[-1] for count in range(key.count("."), -1, -1)]
+        alike = {tail: sum(f".{one}".endswith(f".{tail}") for one in keys) for tail in tails}
+        names[key] = min(tails, key=lambda tail: alike[tail])  # the first of them, so the shortest
     return names
 
 
@@ -330,7 +299,7 @@ def chosen_on_dev(rows: list[Row]) -> Row:
 
 def leaderboard(rows: list[Row]) -> list[Row]:
     """One row per setup, split and method: the variant chosen on dev; the best are marked anew."""
-    groups = grouped(rows, lambda row: (row.setup, row.split, row.featurizer, row.tuning))
+    groups = grouped(rows, lambda row: (row.setup, row.split, row.method))
     chosen = [replace(chosen_on_dev(group), best=False) for group in groups.values()]
     for column in by_column(chosen).values():
         _mark_best(column)
@@ -345,17 +314,17 @@ def method_order(row: Row) -> tuple[int, int, str]:
 
 def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> None:
     """Set each row's difference to the baseline of the same tuning, its variant chosen on dev."""
-    candidates = grouped(
-        (row for row in rows if row.featurizer == baseline), lambda row: row.tuning
-    )
-    references = {tuning: chosen_on_dev(group) for tuning, group in candidates.items()}
-    for row in rows:
-        reference = references.get(row.tuning)
-        if reference is not None and reference is not row:
+    missing = []
+    for tuning, group in sorted(grouped(rows, lambda row: row.tuning).items()):
+        candidates = [row for row in group if row.featurizer == baseline]
+        if not candidates:
+            missing.append(tuning)
+            continue
+        reference = chosen_on_dev(candidates)
+        for row in (row for row in group if row is not reference):
             row.difference = paired_difference(row.values, reference.values, reference.label, draws)
             if row.difference is not None:
                 row.difference.over_clips = interval_over_clips(row, reference)
-    missing = sorted({row.tuning for row in rows if row.tuning not in references})
     if missing and len(rows) > 1:
         runs = f"the {' and '.join(missing)} runs"
         notes.append(f"{rows[0].setup}: no {baseline} among {runs}, so no difference to it.")
