@@ -58,8 +58,12 @@ def _add_run(group: Any) -> None:
         metavar="SPLIT",
         help="split to evaluate (default: the task's test), or files and folders for inference",
     )
-    example = 'e.g. "config.optimizer.lr=1e-4,,args.seed=2"'
-    add("-o", "--override", metavar="KEY=VALUE,,...", help=example)
+    add(
+        "-o",
+        "--override",
+        metavar="KEY=VALUE,,...",
+        help='e.g. "config.optimizer.lr=1e-4,,args.seed=2"',
+    )
     add(
         *("-e", "--past_exp"),
         metavar="{CKPT,EXPDIR}",
@@ -81,8 +85,11 @@ def _add_task(group: Any) -> None:
     names = ", ".join(task_names())
     add = group.add_argument
     add("-d", "--downstream", metavar="TASK", help=f"{names}; or FILE.py:CLASS, MODULE:CLASS")
-    data = "where the corpus lies: sets all its paths and splits in the config, below -o"
-    add("--data", metavar="ROOT", help=data)
+    add(
+        "--data",
+        metavar="ROOT",
+        help="where the corpus lies: sets all its paths and splits in the config, below -o",
+    )
     add("-v", "--downstream_variant", metavar="FOLD", help="e.g. fold1")
     add("--folds", metavar="all|FOLD,...", help="train on every fold, one after another, average")
 
@@ -99,16 +106,25 @@ def _add_upstream(group: Any) -> None:
         metavar="{PATH,URL,HUB_ID}",
         help="checkpoint, where the upstream needs one",
     )
-    config = "model config, where the upstream needs one"
-    add("-g", "--upstream_model_config", metavar="PATH", help=config)
-    again = "download cached checkpoints again"
-    add("-r", "--upstream_refresh", action="store_true", help=again)
+    add(
+        "-g",
+        "--upstream_model_config",
+        metavar="PATH",
+        help="model config, where the upstream needs one",
+    )
+    add("-r", "--upstream_refresh", action="store_true", help="download cached checkpoints again")
     add("-s", "--upstream_feature_selection", default="hidden_states", metavar="KEY")
-    normalize = "layer-normalise every hidden state"
-    add("--upstream_feature_normalize", action="store_true", help=normalize)
+    add(
+        "--upstream_feature_normalize",
+        action="store_true",
+        help="layer-normalise every hidden state",
+    )
     add("--upstream_trainable", action="store_true", help="fine-tune the whole upstream")
-    lora = "train LoRA adapters in the upstream (section lora: of the config)"
-    add("--lora", action="store_true", help=lora)
+    add(
+        "--lora",
+        action="store_true",
+        help="train LoRA adapters in the upstream (section lora: of the config)",
+    )
 
 
 def _add_features(group: Any) -> None:
@@ -125,8 +141,13 @@ def _add_features(group: Any) -> None:
         help="hidden state of -f layer; 0 = input",
     )
     add("--cache", metavar="DIR", help="keep a frozen upstream's features in DIR (or `auto`)")
-    budget = "size budget of the cache (default 20)"
-    add("--cache_gb", type=float, default=20.0, metavar="GB", help=budget)
+    add(
+        "--cache_gb",
+        type=float,
+        default=20.0,
+        metavar="GB",
+        help="size budget of the cache (default 20)",
+    )
 
 
 def _add_machine(group: Any) -> None:

@@ -7,13 +7,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from s3prl_varan.app.run import RESULTS, named_folder, run
 from s3prl_varan.config.resolve import resolve
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.files import RESULT, read_json, write_atomic
-from s3prl_varan.training.artifacts import figures_table
+from s3prl_varan.training.artifacts import figures_table, finite_json
 
 SUMMARY = "summary.json"
 SHARED = ("upstream", "downstream", "featurizer", "tuning", "seed", "metric", "higher_is_better")
@@ -34,8 +34,7 @@ def run_folds(args: Namespace) -> Path:
         raise UserError(f"--folds {args.folds} and -v {args.downstream_variant}: give one of them.")
     parent = _parent(args)
     runs = {fold: _one_fold(args, fold, parent / fold) for fold in fold_names(args)}
-    open_folds = [fold for fold, one in runs.items() if not _finished(one)]
-    for fold in open_folds:
+    for fold in [fold for fold, one in runs.items() if not _finished(one)]:
         print(f"==== {fold}", flush=True)
         run(runs[fold])
     if int(os.environ.get("RANK", "0")):
@@ -113,16 +112,15 @@ def write_summary(parent: Path, folds: list[str]) -> Path:
         "std": {},
         "experiments": {fold: str(parent / fold) for fold in folds},
     }
-    for split, figures in first["test"].items():
-        held = {name: [one["test"][split][name] for one in results.values()] for name in figures}
-        mean = {name: float(np.mean(values)) for name, values in held.items()}
-        several = len(folds) > 1
-        std = {name: float(np.std(one, ddof=1)) if several else None for name, one in held.items()}
-        summary["mean"][split], summary["std"][split] = mean, std
-        rows: dict[str, Any] = {f"{fold} {split}": results[fold]["test"][split] for fold in folds}
-        rows |= {f"mean {split}": mean} | ({f"std {split}": std} if several else {})
-        print(figures_table(rows))
+    for split in first["test"]:
+        table = pd.DataFrame(
+            {fold: one["test"][split] for fold, one in results.items()}, dtype=float
+        )
+        mean, std = table.mean(axis=1), table.std(axis=1)  # std: NaN for a single fold
+        summary["mean"][split], summary["std"][split] = mean.to_dict(), std.to_dict()
+        rows = {**table, "mean": mean, **({"std": std} if len(folds) > 1 else {})}
+        print(figures_table({f"{name} {split}": dict(row) for name, row in rows.items()}))
     path = parent / SUMMARY
-    write_atomic(path, json.dumps(summary, indent=2) + "\n")
+    write_atomic(path, json.dumps(finite_json(summary), indent=2) + "\n")
     print(f"summary: {path}")
     return path

@@ -6,8 +6,8 @@ status.json and plan). Folders of version 0.1, which store less, are read too.
 
 import csv
 import glob
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ OLD_PLACES = {
     *("config.downstream_expert.datarc.num_workers", "config.downstream_expert.datarc.pre_load"),
     *("config.downstream_expert.datarc.eval_batch_size", "config.upstream.gradient_checkpointing"),
 }
+NO_RESULT: dict[str, Any] = {"test": {}, "dev": {}, "steps": 0, "best_step": 0, "layers": []}
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,15 @@ class Cell:
     settings: dict[str, Any]  # what else decides the outcome, flat
     metric: str
     higher_is_better: bool
-    test: dict[str, dict[str, float]] = field(default_factory=dict)  # split -> figure -> value
-    dev: dict[str, float] = field(default_factory=dict)
-    steps: int = 0
-    best_step: int = 0
-    seconds: float | None = None
-    layers: list[int] = field(default_factory=list)
-    layer_weights: dict[str, list[float]] = field(default_factory=dict)  # split -> mean weights
-    dynamics: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> what q knows
-    submission: dict[str, str] | None = None  # place in SUPERB's upload -> file; None: not stored
+    test: dict[str, dict[str, float]]  # split -> figure -> value
+    dev: dict[str, float]
+    steps: int
+    best_step: int
+    seconds: float | None
+    layers: list[int]
+    layer_weights: dict[str, list[float]]  # split -> mean weights
+    dynamics: dict[str, dict[str, Any]]  # split -> what q knows
+    submission: dict[str, str] | None  # place in SUPERB's upload -> file; None: not stored
     note: str = ""
 
     @property
@@ -139,7 +140,7 @@ def read_cell(folder: Path) -> Cell | None:
     problem = ""
     if (folder / RESULT).is_file():
         try:
-            return _done_cell(folder, read_json(folder / RESULT))
+            return _cell(folder, "done", read_json(folder / RESULT))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{RESULT} cannot be read ({type(error).__name__}: {error})"
     status = read_json(folder / STATUS) if (folder / STATUS).is_file() else {}
@@ -159,22 +160,13 @@ def read_cell(folder: Path) -> Cell | None:
     return cell
 
 
-def _done_cell(folder: Path, result: dict[str, Any]) -> Cell:
-    cell = _cell(folder, "done", result)
-    cell.test, cell.dev = dict(result["test"]), dict(result["dev"] or {})
-    cell.steps, cell.best_step = result["steps"], result["best_step"]
-    cell.layers, cell.layer_weights = result["layers"], result.get("layer_weights", {})
-    cell.dynamics = result.get("dynamics", {})
-    cell.seconds, cell.submission = result.get("seconds"), result.get("submission")
-    return cell
-
-
 def _cell(folder: Path, status: str, stored: dict[str, Any]) -> Cell:
-    """A cell without figures, from the blocks that every experiment stores of itself."""
+    """A cell from the blocks that every experiment stores of itself, its figures if it is done."""
     args, task = stored["args"], stored.get("task") or _old_task(stored)
     settings = stored.get("settings") or _old_settings(stored)
     upstream, ckpt = Path(str(args["upstream"])).name, args.get("upstream_ckpt")
     finetuned = "finetune" if args.get("upstream_trainable") else "frozen"
+    result = stored if status == "done" else NO_RESULT
     return Cell(
         path=folder,
         status=status,
@@ -189,6 +181,15 @@ def _cell(folder: Path, status: str, stored: dict[str, Any]) -> Cell:
         settings={key: value for key, value in settings.items() if key not in PLACED},
         metric=task["metric"],
         higher_is_better=task["higher_is_better"],
+        test=dict(result["test"]),
+        dev=dict(result["dev"] or {}),
+        steps=result["steps"],
+        best_step=result["best_step"],
+        seconds=result.get("seconds"),
+        layers=result["layers"],
+        layer_weights=result.get("layer_weights", {}),
+        dynamics=result.get("dynamics", {}),
+        submission=result.get("submission"),
     )
 
 
@@ -207,17 +208,13 @@ def _old_task(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _old_settings(stored: dict[str, Any]) -> dict[str, Any]:
-    flat = dict(_flatten({"args": stored["args"], "config": stored["config"]}))
+    import pandas as pd
+
+    (flat,) = pd.json_normalize({"args": stored["args"], "config": stored["config"]}).to_dict(
+        "records"
+    )
     return {
-        key: value
+        str(key): value
         for key, value in flat.items()
-        if key not in OLD_PLACES and not (key.startswith("args.") and value in (None, False))
+        if key not in OLD_PLACES and not (str(key).startswith("args.") and value in (None, False))
     }
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

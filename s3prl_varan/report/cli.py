@@ -33,8 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("folders", nargs="+", metavar="EXPDIR", help="experiment or sweep folders, or globs")
     add("--out", default="report", metavar="DIR", help="where the report goes (default: report)")
     add("--metric", help="another figure of the test results than the task's own, e.g. uar")
-    baseline = "what differences are taken to (default: weighted_sum)"
-    add("--baseline", default="weighted_sum", metavar="FEATURIZER", help=baseline)
+    add(
+        "--baseline",
+        default="weighted_sum",
+        metavar="FEATURIZER",
+        help="what differences are taken to (default: weighted_sum)",
+    )
     add("--title", default="Layer aggregation compared", help="title of the page")
     add("--no_figures", action="store_true", help="tables only")
     add("--submission", metavar="DIR", help="collect a SUPERB submission's files there, instead")
