@@ -119,9 +119,8 @@ def test_command_line_carries_values_exactly() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps_resolve(path: Path) -> None:
-    command = (
-        "demo.py" if path.stem == "demo" else f"sweep.py downstream_configs/sweeps/{path.name}"
-    )
+    demos = {"demo": "demo.py", "planted": "demo.py --planted"}
+    command = demos.get(path.stem, f"sweep.py downstream_configs/sweeps/{path.name}")
     assert path.read_text().startswith(f"# python run/{command}")
     spec = read_spec(path)
     cells = plan_sweep(spec, path.name)
