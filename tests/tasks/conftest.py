@@ -38,16 +38,6 @@ def mixtures_corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trials_corpus(tmp_path_factory) -> Path:
-    """A folder for each of 8 speakers, parted and with trials."""
-    from s3prl_varan.corpora.trials import prepare_trials
-
-    root = corpora.make_voices(tmp_path_factory.mktemp("voices"), speakers=8)
-    prepare_trials(root, trials=30)
-    return root
-
-
-@pytest.fixture(scope="session")
 def letters_corpus(tmp_path_factory) -> Path:
     """LibriSpeech's layout, prepared: a pitch for each letter."""
     from s3prl_varan.corpora.librispeech import prepare_librispeech

@@ -32,8 +32,6 @@ def without(pattern):
         ("voxceleb1", without("dev/wav/id10001/*_3"), "iden_split.txt lists it"),
         ("voxceleb1", without("iden_split.txt"), "iden_split.txt cannot be read"),
         ("voxceleb1", without("*/wav"), "no folder dev/wav or test/wav in it"),
-        ("sv_voxceleb1", without("meta_data/dev_trials.txt"), "dev_trials.txt: cannot be read"),
-        ("sv_voxceleb1", without("meta_data/*.tsv"), "test_trials.txt lists it"),
         ("diarization", without("dev"), "dev/wav.scp: cannot be read"),
         ("diarization", without("train/utt2spk"), "utt2spk: cannot be read"),
         ("diarization", without("test/wav/test-00002.wav"), "test-00002.wav: no such file"),

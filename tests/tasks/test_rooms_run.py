@@ -19,15 +19,6 @@ PLACES = {
         {"file_path": "", "meta_data": "iden_split.txt"},
         "dev/wav/id11251/*/*.wav",
     ),
-    "sv_voxceleb1": (
-        "trials_corpus",
-        {
-            "file_path": "meta_data",
-            "dev_meta_data": "meta_data/dev_trials.txt",
-            "test_meta_data": "meta_data/test_trials.txt",
-        },
-        "speaker 0/*.wav",
-    ),
     "diarization": (
         "mixtures_corpus",
         {"train_dir": "train", "dev_dir": "dev", "test_dir": "test"},
