@@ -33,7 +33,7 @@ TABLE = "prepared_speakers.tsv"
 LISTS = {"dev": "dev_trials.txt", "test": "test_trials.txt"}
 LINE = re.compile(r"([01])\s+(\S+)\s+(\S+)")
 SHARE = 6  # dev and test are one speaker in so many each, where their numbers are not given
-TRIES = 20  # for each trial that is wanted
+TRIES = 100  # draws for each trial that is wanted, at most
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,9 @@ def draw_trials(
     first, each as often as another, then their clips.
     """
     speakers, found = sorted(names), dict[tuple[str, ...], Trial]()
-    for same, wanted in ((True, count // 2), (False, count - count // 2)):
+    alike = sum(math.comb(len(mine), 2) for mine in names.values())
+    apart = math.comb(sum(map(len, names.values())), 2) - alike
+    for same, wanted in ((True, min(count // 2, alike)), (False, min(count - count // 2, apart))):
         enough = len(found) + wanted
         for _ in range(TRIES * wanted):
             if len(found) == enough:

@@ -50,7 +50,8 @@ def test_command_help_needs_no_heavy_import(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "corpus", ["ravdess", "iemocap", "librispeech", "manifest", "synthetic", "labels", "emodb"]
+    "corpus",
+    ["ravdess", "iemocap", "librispeech", "manifest", "synthetic", "labels", "emodb", "trials"],
 )
 def test_every_command_reaches_its_preparation(corpus, monkeypatch, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("prepare_data", SCRIPT)
@@ -66,6 +67,7 @@ def test_every_command_reaches_its_preparation(corpus, monkeypatch, tmp_path, ca
         "manifest": "path TAB text",
         "labels": "no column path",
         "emodb": "no recordings in it",
+        "trials": "a folder of recordings for each speaker",
         "synthetic": "not empty",
         "iemocap": "Session1",
         "librispeech": "layout",

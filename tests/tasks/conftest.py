@@ -38,6 +38,12 @@ def mixtures_corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def voices_corpus(tmp_path_factory) -> Path:
+    """VoxCeleb1 for verification."""
+    return corpora.make_verification(tmp_path_factory.mktemp("VoxCeleb1_voices"))
+
+
+@pytest.fixture(scope="session")
 def letters_corpus(tmp_path_factory) -> Path:
     """LibriSpeech's layout, prepared: a pitch for each letter."""
     from s3prl_varan.corpora.librispeech import prepare_librispeech

@@ -109,6 +109,32 @@ def make_voices(root: Path, speakers: int = 6, clips: int = 3) -> Path:
     return root
 
 
+def make_verification(root: Path) -> Path:
+    """VoxCeleb1 for verification: dev/wav, test/wav, a list of trials; a pitch for each voice."""
+    generator = np.random.default_rng(3)
+    clips: dict[str, list[str]] = {}
+    for part, speakers in {"dev": range(10001, 10006), "test": range(10270, 10273)}.items():
+        for speaker in (f"id{number}" for number in speakers):
+            for number in range(4):
+                clip = f"{speaker}/vid{number // 2}/{number:05d}.wav"
+                time = np.arange(int(16000 * generator.uniform(0.1, 0.6))) / 16000
+                wave = 0.2 * np.sin(2 * np.pi * 150 * (int(speaker[-1]) + 2) * time)
+                wave += 0.05 * generator.standard_normal(len(time))
+                path = root / part / "wav" / clip
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, wave.astype("float32"), 16000)
+                if part == "test":
+                    clips.setdefault(speaker, []).append(clip)
+    names = [clip for mine in clips.values() for clip in mine]
+    lines = [
+        f"{int(one.split('/')[0] == other.split('/')[0])} {one} {other}\n"
+        for place, one in enumerate(names)
+        for other in names[place + 1 :]
+    ]
+    (root / "voxceleb1_test_v2.txt").write_text("".join(generator.permutation(lines)))
+    return root
+
+
 def spell(text: str, generator: np.random.Generator) -> np.ndarray:
     """80 ms of a pitch for each letter and for the space, then 40 ms of quiet.
 

@@ -172,6 +172,7 @@ CORPORA = {
     "speech_commands": "commands_corpus",
     "fluent_commands": "intents_corpus",
     "voxceleb1": "speakers_corpus",
+    "sv_voxceleb1": "voices_corpus",
     "classification": "stretches",
 }
 

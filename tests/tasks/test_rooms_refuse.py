@@ -35,6 +35,10 @@ def without(pattern):
         ("diarization", without("dev"), "dev/wav.scp: cannot be read"),
         ("diarization", without("train/utt2spk"), "utt2spk: cannot be read"),
         ("diarization", without("test/wav/test-00002.wav"), "test-00002.wav: no such file"),
+        ("sv_voxceleb1", without("test/wav/id10271/vid1"), "voxceleb1_test_v2.txt lists it"),
+        ("sv_voxceleb1", without("voxceleb1_test_v2.txt"), "voxceleb1_test_v2.txt: cannot be read"),
+        ("sv_voxceleb1", without("dev/wav/*"), "dev/wav: expected recordings"),
+        ("sv_voxceleb1", without("dev/wav/id1000[1-3]"), "expected two speakers or more"),
     ],
 )
 def test_one_message_before_training(name, spoil, expected, request, tmp_path, capsys):

@@ -24,6 +24,11 @@ PLACES = {
         {"train_dir": "train", "dev_dir": "dev", "test_dir": "test"},
         "test/wav/*.wav",
     ),
+    "sv_voxceleb1": (
+        "voices_corpus",
+        {"file_path": "", "test_meta_data": "voxceleb1_test_v2.txt"},
+        "test/wav/id10271/*/*.wav",
+    ),
 }
 
 
