@@ -69,7 +69,7 @@ class Symbols(Noise, CTCTask):
     """A sequence of 31 symbols and the blank."""
 
     name, metric = "symbols", "loss"
-    records = score = answers = None  # it is never evaluated
+    records = score = texts = answers = None  # it is never evaluated
 
     @dataclass(frozen=True)
     class Data(CTCTask.Data):
