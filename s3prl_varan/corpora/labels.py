@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from s3prl_varan.corpora.preparation import (
     read_table_text,
 )
 from s3prl_varan.errors import UserError, did_you_mean, problems_error
-from s3prl_varan.files import write_atomic
+from s3prl_varan.files import csv_text, write_atomic
 
 TABLE = "prepared_labels.tsv"
 COLUMNS = ("path", "label", "speaker", "fold", "split", "start", "end")
@@ -88,13 +88,7 @@ def prepare_table(
 
     problems: what finding the clips brought up. base: what copies in OUT/converted are named by.
     """
-    good, bad = check_clips(clips)
-    bad = [*problems, *bad]
-    if bad and (not skip_bad or not good):
-        headline = f"{len(bad)} problems in {summary.name}; nothing was written:"
-        remedy = "Mend these, or leave them out with --skip_bad."
-        raise problems_error(headline, first_problems(bad), remedy)
-    summary.skipped = first_problems(bad)
+    good, summary.skipped = usable_clips(clips, problems, summary.name, skip_bad=skip_bad)
     columns = assign(good, folds, seed, summary.notes)
     check_columns(good, columns)
     good = _convert(good, base, summary)
@@ -112,13 +106,7 @@ def read_labels(path: Path, base: Path) -> tuple[list[LabelledClip], list[str]]:
     Raises UserError where the table cannot be read, or its first line does not name its columns.
     """
     text = read_table_text(path, f"a CSV or TSV file with {CONTENT}")
-    lines = text.splitlines() or [""]
-    delimiter = next((mark for mark in "\t,;" if mark in lines[0]), "\t")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except csv.Error as error:  # a quotation mark that is never closed, say
-        raise UserError(f"{path}, line {reader.line_num}: not CSV or TSV ({error})") from error
+    rows = [(line, [cell.strip() for cell in cells]) for line, cells in numbered_rows(path, text)]
     columns = [cell.lower() for cell in rows[0][1]] if rows else []
     check_column_names(path, columns, COLUMNS, NEEDED)
     if {"fold", "split"} <= set(columns):
@@ -142,6 +130,20 @@ def read_labels(path: Path, base: Path) -> tuple[list[LabelledClip], list[str]]:
     if not clips:
         raise problems_error(f"{path}: no row that can be used", first_problems(problems))
     return list(clips.values()), problems
+
+
+def numbered_rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """The cells of each row of a CSV or TSV file with this text, and the line it ends in.
+
+    The first line tells what stands between cells. UserError where it is neither.
+    """
+    first = (text.splitlines() or [""])[0]
+    delimiter = next((mark for mark in "\t,;" if mark in first), "\t")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:  # a quotation mark that is never closed, say
+        raise UserError(f"{path}, line {reader.line_num}: not CSV or TSV ({error})") from error
 
 
 def _read_row(row: dict[str, str], base: Path) -> LabelledClip | str:
@@ -170,6 +172,23 @@ def _read_row(row: dict[str, str], base: Path) -> LabelledClip | str:
         start,
         None if end == math.inf else end,
     )
+
+
+def usable_clips(
+    clips: Sequence[LabelledClip], problems: Sequence[str], corpus: object, *, skip_bad: bool
+) -> tuple[list[LabelledClip], list[str]]:
+    """The clips that can be used, and why others cannot: the first ten, and how many more.
+
+    problems: what finding the clips brought up. UserError for any, but for skip_bad with a clip
+    left; corpus: what it calls them by.
+    """
+    good, bad = check_clips(clips)
+    bad = [*problems, *bad]
+    if bad and (not skip_bad or not good):
+        headline = f"{len(bad)} problems in {corpus}; nothing was written:"
+        remedy = "Mend these, or leave them out with --skip_bad."
+        raise problems_error(headline, first_problems(bad), remedy)
+    return good, first_problems(bad)
 
 
 def check_clips(clips: Sequence[LabelledClip]) -> tuple[list[LabelledClip], list[str]]:
@@ -218,15 +237,13 @@ def _convert(
 
 def table_text(clips: Sequence[LabelledClip], columns: Assignment, out: Path) -> str:
     """A prepared table, to be written into the folder `out`."""
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow([*KEPT, *columns])
+    rows: list[list[object]] = [[*KEPT, *columns]]
     for clip, *splits in zip(clips, *columns.values(), strict=True):
         inside = clip.path.is_relative_to(out)
         path = clip.path.relative_to(out).as_posix() if inside else str(clip.path)
         end = "" if clip.end is None else clip.end
-        writer.writerow([clip.name, path, clip.label, clip.speaker, clip.start, end, *splits])
-    return text.getvalue()
+        rows.append([clip.name, path, clip.label, clip.speaker, clip.start, end, *splits])
+    return csv_text(rows, delimiter="\t")
 
 
 def _rows(clips: Sequence[LabelledClip], columns: Assignment) -> Iterator[SplitRow]:
@@ -266,6 +283,11 @@ def read_prepared(
         found = f"no column {', '.join(lacking)}" if lacking else "rows are missing or torn"
         raise UserError(f"{path}: not a table that `prepare_data.py {command}` wrote ({found})")
     return rows
+
+
+def stretch_of(row: Mapping[str, str]) -> tuple[float, float | None]:
+    """Start and end of a prepared row, in seconds; end None: the file's. ValueError for others."""
+    return float(row["start"] or 0), float(row["end"]) if row["end"] else None
 
 
 def assignments(folder: Path) -> list[str]:

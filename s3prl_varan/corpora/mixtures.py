@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from s3prl_varan.audio import SAMPLE_RATE, audio_files, read_audio, write_audio
 from s3prl_varan.corpora.folds import LabelledClip
 from s3prl_varan.corpora.kaldi import Turn, rttm_text
-from s3prl_varan.corpora.labels import TABLE, check_clips, read_prepared
+from s3prl_varan.corpora.labels import TABLE, read_prepared, stretch_of, usable_clips
 from s3prl_varan.corpora.metadata import SPLITS, CorpusSummary, SplitRow
-from s3prl_varan.corpora.preparation import first_problems, output_folder, require_folder
-from s3prl_varan.errors import UserError, problems_error
+from s3prl_varan.corpora.preparation import output_folder, require_folder
+from s3prl_varan.errors import UserError
 from s3prl_varan.files import atomic_path, write_texts
 
 if TYPE_CHECKING:
@@ -53,15 +53,11 @@ def prepare_mixtures(
     folder = require_folder(place, "mixtures")
     if min(train, dev, test, utterances) < 1:
         raise UserError("--train, --dev, --test and --utterances: expected at least 1 each.")
-    good, bad = check_clips(find_utterances(folder))
-    if bad and (not skip_bad or not good):
-        headline = f"{len(bad)} problems in {folder}; nothing was written:"
-        remedy = "Mend these, or leave them out with --skip_bad."
-        raise problems_error(headline, first_problems(bad), remedy)
+    good, skipped = usable_clips(find_utterances(folder), [], folder, skip_bad=skip_bad)
     target = output_folder(folder, out)
     if any(target.iterdir()):
         raise UserError(f"{target} is not empty: choose another folder with --out.")
-    summary = CorpusSummary(target, target, name="mixtures", skipped=first_problems(bad))
+    summary = CorpusSummary(target, target, name="mixtures", skipped=skipped)
     voices = part_speakers(good, seed, summary.notes)
     summary.clips = train + dev + test
     with atomic_path(target) as made:
@@ -80,16 +76,11 @@ def find_utterances(root: Path) -> list[LabelledClip]:
     """All of a corpus, with their speakers and, where it says, splits. UserError for none."""
     tables = [place for place in (root, root / "meta_data") if (place / TABLE).is_file()]
     if tables:
-        found = [
-            LabelledClip(
-                *(row["name"], tables[0] / row["path"], "", row["speaker"]),
-                split=row.get("split", ""),
-                start=float(row["start"] or 0),
-                end=float(row["end"]) if row["end"] else None,
-            )
-            for row in read_prepared(tables[0])
-            if row["speaker"]
-        ]
+        found = []
+        for row in (row for row in read_prepared(tables[0]) if row["speaker"]):
+            start, end = stretch_of(row)
+            clip = row["name"], tables[0] / row["path"], "", row["speaker"]
+            found.append(LabelledClip(*clip, split=row.get("split", ""), start=start, end=end))
     else:
         chapters = {path.parents[1] for path in root.glob("*/*/*/*.trans.txt")}
         found = [

@@ -7,7 +7,6 @@ was halved: SUPERB's batch_size 32 was 16 in fact.
 """
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from s3prl_varan.audio import AudioInfo
 from s3prl_varan.corpora.preparation import Summary, table
 from s3prl_varan.errors import did_you_mean, problems_error
+from s3prl_varan.files import csv_text
 
 SAMPLES_PER_FRAME = 160  # 10 ms
 
@@ -69,13 +69,11 @@ def build_tables(
         raise problems_error("nothing to train or test on:", empty + summary.skipped)
     texts = {}
     for split, rows in utterances.items():
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["file_path", "length", "label"])
+        lines: list[list[object]] = [["file_path", "length", "label"]]
         for row in sorted(rows, key=lambda row: (-_samples(row), row.name)):
             frames = round(_samples(row) / SAMPLES_PER_FRAME)
-            writer.writerow([row.path.relative_to(summary.root).as_posix(), frames, ""])
-        texts[summary.out / f"{split}.csv"] = buffer.getvalue()
+            lines.append([row.path.relative_to(summary.root).as_posix(), frames, ""])
+        texts[summary.out / f"{split}.csv"] = csv_text(lines)
         speakers = len({row.path.parent.parent for row in rows})
         hours = sum(row.info.seconds for row in rows if row.info) / 3600
         words = sum(len(row.text.split()) for row in rows)

@@ -5,8 +5,6 @@ speaker; split is train, dev or test, no speaker in two), OUT/dev_trials.txt and
 with a line `1 NAME NAME` (one speaker) or `0 NAME NAME` (two) for each trial, as VoxCeleb1 has it.
 """
 
-import csv
-import io
 import math
 import os
 import random
@@ -18,7 +16,7 @@ from pathlib import Path
 
 from s3prl_varan.audio import audio_files
 from s3prl_varan.corpora.folds import LabelledClip
-from s3prl_varan.corpora.labels import check_clips, table_text
+from s3prl_varan.corpora.labels import numbered_rows, table_text, usable_clips
 from s3prl_varan.corpora.metadata import SPLITS, CorpusSummary, SplitRow
 from s3prl_varan.corpora.preparation import (
     absolute,
@@ -26,7 +24,7 @@ from s3prl_varan.corpora.preparation import (
     output_folder,
     read_table_text,
 )  # fmt: skip
-from s3prl_varan.errors import UserError, problems_error
+from s3prl_varan.errors import UserError
 from s3prl_varan.files import write_texts
 
 TABLE = "prepared_speakers.tsv"
@@ -76,12 +74,7 @@ def prepare_trials(
     target = output_folder(home, out)
     if target / TABLE == place:
         raise UserError(f"{place} would be overwritten: choose another folder with --out.")
-    good, bad = check_clips(clips)
-    bad = [*problems, *bad]
-    if bad and (not skip_bad or not good):
-        headline = f"{len(bad)} problems in {place.name}; nothing was written:"
-        remedy = "Mend these, or leave them out with --skip_bad."
-        raise problems_error(headline, first_problems(bad), remedy)
+    good, skipped = usable_clips(clips, problems, place.name, skip_bad=skip_bad)
     names: dict[str, list[str]] = defaultdict(list)
     for clip in good:
         names[clip.speaker].append(clip.name)
@@ -97,8 +90,7 @@ def prepare_trials(
     for split, found in drawn.items():
         texts[target / LISTS[split]] = "".join(f"{trial}\n" for trial in found)
     write_texts(texts)
-    summary = CorpusSummary(target, target, name=place.name, clips=len(good))
-    summary.skipped = first_problems(bad)
+    summary = CorpusSummary(target, target, name=place.name, clips=len(good), skipped=skipped)
     for split in SPLITS:
         mine = [clip for clip in good if split_of[clip.speaker] == split]
         hours = sum(clip.seconds for clip in mine) / 3600
@@ -125,23 +117,19 @@ def _in_folders(root: Path) -> tuple[list[LabelledClip], list[str]]:
 def _in_table(path: Path, base: Path) -> tuple[list[LabelledClip], list[str]]:
     """The clips of a table with the columns path and speaker, and a line for each bad row."""
     text = read_table_text(path, "a folder, or a CSV or TSV file with the columns path and speaker")
-    delimiter = next((mark for mark in "\t,;" if mark in (text.splitlines() or [""])[0]), "\t")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    lacking = [name for name in ("path", "speaker") if name not in (reader.fieldnames or ())]
+    (_, columns), *rows = [row for row in numbered_rows(path, text) if row[1]] or [(1, [])]
+    lacking = [name for name in ("path", "speaker") if name not in columns]
     if lacking:
         raise UserError(f"{path}, line 1: no column {' and no column '.join(lacking)}")
-    try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV or TSV ({error})") from error
     clips, problems = [], []
-    for number, row in rows:
+    for number, cells in rows:
+        row = dict(zip(columns, cells, strict=False))
         where = f"{path.name}, line {number}"
         try:
             start, end = float(row.get("start") or 0), float(row.get("end") or math.inf)
         except ValueError:
             start = end = math.nan
-        if not row["path"] or not row["speaker"]:
+        if not row.get("path") or not row.get("speaker"):
             problems.append(f"{where}: no path, or no speaker")
         elif not 0 <= start < end:
             problems.append(f"{where}: start and end: expected seconds, the end after the start")

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from s3prl_varan.corpora.labels import TABLE, assignments, read_prepared
+from s3prl_varan.corpora.labels import TABLE, assignments, read_prepared, stretch_of
 from s3prl_varan.errors import UserError
 from s3prl_varan.tasks.shapes.base import Item, Record
 from s3prl_varan.tasks.shapes.metrics import classification
@@ -90,8 +90,7 @@ class Classification(UtteranceTask):
                     root / row["path"],
                     ids[row["label"]],
                     row["speaker"] or None,
-                    float(row["start"] or 0),
-                    float(row["end"]) if row["end"] else None,
+                    *stretch_of(row),
                 )
                 for row in rows
             ]

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from s3prl_varan.audio import audio_files
-from s3prl_varan.corpora.labels import read_prepared
+from s3prl_varan.corpora.labels import read_prepared, stretch_of
 from s3prl_varan.corpora.trials import TABLE, Trial
 from s3prl_varan.errors import UserError
 from s3prl_varan.tasks.shapes.base import Item
@@ -47,8 +47,7 @@ class Corpus:
                         self.root / row["path"],
                         Target(clip=row["name"]),
                         row["speaker"],
-                        float(row["start"] or 0),
-                        float(row["end"]) if row["end"] else None,
+                        *stretch_of(row),
                     ),
                 )
                 for row in rows
