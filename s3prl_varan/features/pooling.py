@@ -1,7 +1,12 @@
-"""The mean over time that padding cannot reach."""
+"""Which frames are no padding, and the mean over time that padding cannot reach."""
 
 import torch
 from torch import Tensor
+
+
+def frames_inside(lengths: Tensor, frames: int, device: torch.device) -> Tensor:
+    """lengths [B] of valid frames -> [B, frames] bool on `device`: is it one of them?"""
+    return torch.arange(frames, device=device) < lengths.to(device)[:, None]
 
 
 def masked_mean(hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -15,7 +20,7 @@ def masked_mean(hidden: Tensor, lengths: Tensor) -> Tensor:
     if hidden.size(2) == 1:
         return hidden[:, :, 0]
     lengths = lengths.to(hidden.device)
-    inside = torch.arange(hidden.size(2), device=hidden.device) < lengths[:, None]  # [B, T]
+    inside = frames_inside(lengths, hidden.size(2), hidden.device)
     if hidden.device.type == "cpu":  # there the copy that masked_fill makes is what costs
         mean = _weighted_frames(hidden, inside.to(hidden.dtype) / lengths[:, None])
         if mean.isfinite().all():  # 0 * NaN is NaN

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_varan.errors import UserError
+from s3prl_varan.features.pooling import frames_inside
 from s3prl_varan.features.stack import LayerFeatures, LayerStack
 from s3prl_varan.layerwise.objective import NllReduction, Objective
 
@@ -106,8 +107,7 @@ class Featurizer(nn.Module):
 
 def valid_frames(stack: LayerStack) -> tuple[Tensor, Tensor]:
     """The M frames of a batch that are no padding, [M, N, D], and where they were, [B, T] bool."""
-    frames = torch.arange(stack.hidden.size(2), device=stack.hidden.device)
-    inside = frames < stack.lengths.to(frames)[:, None]
+    inside = frames_inside(stack.lengths, stack.hidden.size(2), stack.hidden.device)
     return stack.hidden.transpose(1, 2)[inside], inside
 
 

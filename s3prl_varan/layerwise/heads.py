@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_varan.errors import UserError
-from s3prl_varan.features.pooling import masked_mean
+from s3prl_varan.features.pooling import frames_inside, masked_mean
 from s3prl_varan.options import Share, Width
 
 
@@ -178,8 +178,7 @@ def refuse_dropout(options: HeadOptions) -> None:
 
 def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
     """hidden [B, L, T, D] with zeros past each length, as s3prl pads; convolutions look there."""
-    frames = torch.arange(hidden.size(2), device=hidden.device)
-    padding = frames >= lengths.to(hidden.device)[:, None]
+    padding = ~frames_inside(lengths, hidden.size(2), hidden.device)
     if not padding.any():
         return hidden
     # In place where no graph needs the old values: [B, L, T, D] of CTC is large.

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_varan.audio import SAMPLE_RATE
 from s3prl_varan.errors import UserError, problems_error
+from s3prl_varan.features.pooling import frames_inside
 from s3prl_varan.upstream.hugging_face import find_folder
 
 N_FFT, HOP, STRIDE = 400, 160, 2  # samples, samples, mel frames per hidden frame
@@ -65,7 +66,7 @@ class LogMel(nn.Module):
             spectrum = torch.stft(padded, N_FFT, HOP, window=self.window, return_complex=True)
             power = spectrum[..., :total].abs().square()
             mel = (self.filters @ power).clamp_min(1e-10).log10()
-        beyond = ~_valid(frames, total)[:, None]
+        beyond = ~frames_inside(frames, total, frames.device)[:, None]
         loudest = mel.masked_fill(beyond, -10.0).amax(dim=(1, 2), keepdim=True)
         return ((mel.maximum(loudest - 8.0) + 4.0) / 4.0).masked_fill(beyond, 0.0), frames
 
@@ -113,7 +114,7 @@ class UpstreamExpert(nn.Module):
 
     def _encode_window(self, mel: Tensor, frames: Tensor) -> list[Tensor]:
         encoder = self.model
-        inside = _valid(frames, mel.size(-1))
+        inside = frames_inside(frames, mel.size(-1), frames.device)
         # Frames beyond the end are zero before each convolution, as its own zero padding would be.
         x = F.gelu(encoder.conv1(mel)) * inside[:, None]
         x = F.gelu(encoder.conv2(x)).transpose(1, 2)
@@ -147,11 +148,6 @@ def whisper(
     folder = find_folder(ckpt, refresh=refresh)
     config = _read_config(Path(model_config) if model_config else folder / "config.json")
     return UpstreamExpert(_load_encoder(config, _read_weights(folder), str(folder)))
-
-
-def _valid(frames: Tensor, total: int) -> Tensor:
-    """[B] -> [B, total], True for frames before the end."""
-    return torch.arange(total, device=frames.device) < frames[:, None]
 
 
 def _read_config(path: Path) -> Any:

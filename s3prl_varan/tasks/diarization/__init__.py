@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from s3prl_varan.audio import MIN_SAMPLES, SAMPLE_RATE, header_samples
 from s3prl_varan.corpora.kaldi import Recording, Turn, read_kaldi, rttm_text
 from s3prl_varan.errors import UserError
+from s3prl_varan.features.pooling import frames_inside
 from s3prl_varan.files import atomic_path, write_atomic
 from s3prl_varan.layerwise.heads import CopiedHeads, HeadOptions, LinearHeads, refuse_dropout
 from s3prl_varan.layerwise.objective import aggregate_log_probs
@@ -218,8 +219,7 @@ class Diarization(Task):
         logits = out.values.float()
         frames, count = logits.shape[2:]
         labels = self.labels(targets, frames)[:, None]
-        lengths = out.lengths.to(logits.device)
-        valid = torch.arange(frames, device=logits.device) < lengths[:, None]
+        valid = frames_inside(out.lengths, frames, logits.device)
         orders = torch.tensor(list(permutations(range(count))), device=logits.device)
         # [B, L, T, N, N]: output i beside true speaker j
         shape = (*logits.shape, count)
@@ -230,7 +230,7 @@ class Diarization(Task):
         )
         pairs = losses.masked_fill(~valid[:, None, :, None, None], 0.0).sum(dim=2)
         by_order = pairs[:, :, torch.arange(count, device=logits.device), orders]  # [B, L, K, N]
-        return by_order.mean(dim=-1) / lengths.float().mean()
+        return by_order.mean(dim=-1) / out.lengths.to(logits).mean()
 
     def combine(self, out: LayerOutputs, posterior_logits: Tensor, rule: str) -> Prediction:
         """geometric: the mean of the logits by q; mixture: the logits of the mean probability."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_varan.features.pooling import masked_mean
+from s3prl_varan.features.pooling import frames_inside, masked_mean
 from s3prl_varan.layerwise.heads import LayerwiseLinear
 
 CONTEXT = 14  # frames that the x-vector's convolutions look beyond the one they give
@@ -55,7 +55,7 @@ class LinearEmbedding(nn.Module):
         self.projector = LayerwiseLinear(num_layers, in_dim, dim, shared)
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        means = masked_mean(hidden, lengths) if hidden.size(2) > 1 else hidden[:, :, 0]
+        means = masked_mean(hidden, lengths)
         return self.projector(means.transpose(0, 1)).transpose(0, 1), lengths
 
 
@@ -78,7 +78,7 @@ class XVectorModel(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
         """features [B, T, E], lengths [B] -> [B, 2 E]: what is compared, what is trained."""
         lengths = lengths.to(features.device)
-        inside = torch.arange(features.size(1), device=features.device) < lengths[:, None]
+        inside = frames_inside(lengths, features.size(1), features.device)
         features = features.masked_fill(~inside[..., None], 0.0)
         features = F.pad(features, (0, 0, 0, max(0, LEAST - features.size(1))))
         pooled = statistics(self.frames(features, None), (lengths - CONTEXT).clamp_min(2))
@@ -92,7 +92,7 @@ def statistics(frames: Tensor, lengths: Tensor) -> Tensor:
     lengths: [B], at least 2.
     """
     frames, count = frames.float(), lengths[:, None]
-    inside = (torch.arange(frames.size(1), device=frames.device) < count)[..., None]
+    inside = frames_inside(lengths, frames.size(1), frames.device)[..., None]
     mean = frames.masked_fill(~inside, 0.0).sum(dim=1) / count
     squares = (frames - mean[:, None]).masked_fill(~inside, 0.0).square().sum(dim=1)
     # The root has no slope at 0, where a unit is silent all the time.
