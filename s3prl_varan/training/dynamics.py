@@ -62,18 +62,22 @@ def information(records: Sequence[Record]) -> tuple[float, float]:
 
 
 def measure(
-    task: Task, records: Sequence[Record], replaced: Mapping[str, Sequence[Record]], clips: int
+    task: Task,
+    figure: float,
+    records: Sequence[Record],
+    replaced: Mapping[str, Sequence[Record]],
+    clips: int,
 ) -> dict[str, Any]:
     """What result.json says of a split: its records, and those with q replaced, by name.
 
-    clips: of the training set, that the static twin is the mean of.
+    figure: the task's metric of `records`. clips: of the training set, that the static twin is the
+    mean of.
     """
     nats, share = information(records)
     found: dict[str, Any] = {"information_nats": nats, "information_share": share}
     found |= {name: task.score(rows) for name, rows in replaced.items()}
     if TWIN in replaced:
-        own = task.score(records)[task.metric]
-        found |= {"difference": own - found[TWIN][task.metric], "training_clips": clips}
+        found |= {"difference": figure - found[TWIN][task.metric], "training_clips": clips}
         ours, theirs = (
             [part for row in rows if (part := task.parts(row)) is not None]
             for rows in (records, replaced[TWIN])

@@ -92,7 +92,8 @@ class Evaluator:
             name: in_order(row for _, part, _ in parts for row in part.get(name, []))
             for name in replaced
         }
-        dynamics = measure(self.task, records, others, replacements.num_clips)
+        own = figures[self.task.metric]
+        dynamics = measure(self.task, own, records, others, replacements.num_clips)
         return Evaluation(split, figures, records, dynamics)
 
     @torch.no_grad()
