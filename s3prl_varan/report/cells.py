@@ -39,6 +39,8 @@ OLD_PLACES = {
     *("config.downstream_expert.datarc.eval_batch_size", "config.upstream.gradient_checkpointing"),
 }
 NO_RESULT: dict[str, Any] = {"test": {}, "dev": {}, "steps": 0, "best_step": 0, "layers": []}
+# Clip -> its speaker ("" where not known) and its two parts of the task's metric
+Clips = dict[str, tuple[str, float, float]]
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Cell:
         """(fold, seed): what cells of two methods are paired on."""
         return self.fold, self.seed
 
-    def clips(self, split: str) -> dict[str, tuple[str, float, float]]:
-        """Clip -> speaker ("" where not known) and the two parts of the task's metric."""
+    def clips(self, split: str) -> Clips:
+        """What SPLIT_clips.csv says; {} where it was not written."""
         path = self.path / f"{split}{CLIPS}"
         if not path.is_file():
             return {}

@@ -18,7 +18,7 @@ best.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ import numpy as np
 from s3prl_varan.errors import UserError, did_you_mean
 from s3prl_varan.files import RESULT
 from s3prl_varan.intervals import clip_interval
-from s3prl_varan.report.cells import Cell, Setup
+from s3prl_varan.report.cells import Cell, Clips, Setup
 
 DRAWS = 10_000
 LATE = 0.9  # a best dev step in the last tenth of the budget: it might still have risen
@@ -321,10 +321,14 @@ def _compare(rows: list[Row], baseline: str, draws: int, notes: list[str]) -> No
             missing.append(tuning)
             continue
         reference = chosen_on_dev(candidates)
-        for row in (row for row in group if row is not reference):
+        others = [row for row in group if row is not reference]
+        tested = {
+            key: reference.cells[key].clips(reference.split) for key in reference.values if others
+        }
+        for row in others:
             row.difference = paired_difference(row.values, reference.values, reference.label, draws)
             if row.difference is not None:
-                row.difference.over_clips = interval_over_clips(row, reference)
+                row.difference.over_clips = interval_over_clips(row, reference, tested)
     if missing and len(rows) > 1:
         runs = f"the {' and '.join(missing)} runs"
         notes.append(f"{rows[0].setup}: no {baseline} among {runs}, so no difference to it.")
@@ -345,14 +349,19 @@ def paired_difference(
     return Difference(float(pairs.mean()), float(low), float(high), len(pairs), label)
 
 
-def interval_over_clips(row: Row, reference: Row) -> tuple[float, float] | None:
-    """95 % interval of the difference over the clips that both rows' cells were tested on."""
+def interval_over_clips(
+    row: Row, reference: Row, tested: Mapping[Key, Clips]
+) -> tuple[float, float] | None:
+    """95 % interval of the difference over the clips that both rows' cells were tested on.
+
+    tested: the clips of the reference's cells.
+    """
     ours, theirs, speakers = [], [], []
     for key in sorted(set(row.values) & set(reference.values)):
         one, other = row.cells[key], reference.cells[key]
         if row.metric not in (one.metric, other.metric):
             return None
-        known = other.clips(row.split)
+        known = tested[key]
         for name, (speaker, *parts) in one.clips(row.split).items():
             if name in known:
                 ours.append((parts[0], parts[1]))
