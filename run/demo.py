@@ -33,14 +33,21 @@ def main() -> None:
     (planted if "--planted" in sys.argv[1:] else spoken)(folder)
 
 
+def compare(sweep: str, folder: Path, *settings: str) -> Path:
+    """Run a shipped sweep and its report below `folder`; where the experiments are."""
+    runs = folder / "runs"
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    call("sweep.py", str(SWEEPS / sweep), "--out", str(runs), *chosen)
+    call("report.py", str(runs), "--out", str(folder / "report"))
+    return runs
+
+
 def spoken(folder: Path) -> None:
     """VARAN beside the weighted sum."""
-    corpus, runs = folder / "corpus", folder / "runs"
+    corpus = folder / "corpus"
     call("prepare_data.py", "synthetic", str(corpus))
-    places = [f"{DATA}.root={corpus}", f"{DATA}.meta_data={corpus / 'meta_data'}"]
-    settings = [word for place in places for word in ("--set", place)]
-    call("sweep.py", str(SWEEPS / "demo.yaml"), "--out", str(runs), *settings)
-    call("report.py", str(runs), "--out", str(folder / "report"))
+    settings = f"{DATA}.root={corpus}", f"{DATA}.meta_data={corpus / 'meta_data'}"
+    runs = compare("demo.yaml", folder, *settings)
     print(f"\nWhere the weights lie: {runs}/*/layer_weights.png")
 
 
@@ -48,13 +55,13 @@ def planted(folder: Path) -> None:
     """Weights that follow the input beside others, where it is known what they are worth."""
     from planted import KNOWN_DYNAMIC, KNOWN_INFORMATION, KNOWN_STATIC, make_corpus
 
-    prepared, runs = folder / "planted" / "prepared", folder / "planted" / "runs"
-    table = make_corpus(folder / "planted", **PLANTED_CLIPS)
+    home = folder / "planted"
+    prepared = home / "prepared"
+    table = make_corpus(home, **PLANTED_CLIPS)
     call("prepare_data.py", "labels", str(table), "--out", str(prepared))
-    places = f"upstream={RUN / 'planted' / 'upstream.py'}:planted", f"{DATA}.root={prepared}"
-    settings = [word for place in places for word in ("--set", place)]
-    call("sweep.py", str(SWEEPS / "planted.yaml"), "--out", str(runs), *settings)
-    call("report.py", str(runs), "--out", str(folder / "planted" / "report"))
+    upstream = RUN / "planted" / "upstream.py"
+    settings = f"upstream={upstream}:planted", f"{DATA}.root={prepared}"
+    runs = compare("planted.yaml", home, *settings)
     print(f"\n{'test accuracy in %':<44}{'known':>9}{'found':>9}")
     results = [json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))]
     for result in sorted(results, key=lambda each: each["test"]["test"]["acc"]):
