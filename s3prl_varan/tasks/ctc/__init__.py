@@ -136,15 +136,16 @@ class CTC(CTCTask):
 
     def items(self, split: str) -> list[Item]:
         missing: dict[str, int] = {}
-        items = []
-        for clip in self.clips(split):
+        clips, items = self.clips(split), []
+        ids = {unit: index for index, unit in enumerate(self.outputs)}
+        for clip in clips:
             if self.data.mode == "word":
                 symbols = self.lexicon.symbols(" ".join(clip.words), missing)
             elif self.data.mode == "character-slot":
                 symbols = units.mark_slots(clip.words, clip.slots)
             else:
                 symbols = [*" ".join(clip.words), units.SPECIAL[units.EOS]]
-            target = units.encode(symbols, self.outputs)
+            target = units.encode(symbols, ids)
             items.append(Item(clip.path.name.split(".")[0], clip.path, target, clip.speaker))
         if missing and self.data.unknown_word is None:
             words = ", ".join(f"{word} ({n})" for word, n in Counter(missing).most_common())

@@ -22,9 +22,8 @@ ENGLISH = [" ", *map(chr, range(ord("A"), ord("Z") + 1)), "'"]
 _SILENT = "?!.,;-"
 
 
-def encode(symbols: Sequence[str], units: Sequence[str]) -> list[int]:
-    """Ids of symbols; what is no unit is <unk>."""
-    ids = {unit: index for index, unit in enumerate(units)}
+def encode(symbols: Sequence[str], ids: Mapping[str, int]) -> list[int]:
+    """Ids of symbols, ids: of each unit; what is no unit is <unk>."""
     return [ids.get(symbol, UNKNOWN) for symbol in symbols]
 
 
