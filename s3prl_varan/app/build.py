@@ -92,12 +92,7 @@ def make_trainable(upstream: Upstream, settings: RunSettings) -> None:
 
 
 def build_cache(
-    model: SpeechModel,
-    root: Path,
-    loaders: Loaders,
-    splits: Sequence[str],
-    *,
-    budget_gb: float,
+    model: SpeechModel, root: Path, loaders: Loaders, splits: Sequence[str], *, budget_gb: float
 ) -> str:
     """Let `model` take its frozen upstream's features from a cache; a line on what will fit."""
     model.cached_encoder, message = cached_encoder(
